@@ -1,0 +1,67 @@
+"""How Burda et al. trained: what the paper says and what the authors' code does, as data.
+
+Every difference is one named field, so that one detail can be switched alone. `published-code` is what
+produced the published numbers; `paper` is the text of Burda et al. (2016), section 5, and where that is silent:
+gradient of the batch mean, batches reshuffled every epoch, all training images, independent initial layers,
+PyTorch's Adam, and the output bias of the code (without it training fails).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One way to train; the fields are the details on which the paper and the code differ."""
+
+    adam_beta1: float
+    """Decay of Adam's first moment: .99 in the code, .9 in the paper."""
+    second_moment_start: float
+    """Adam's second moment before the first step: 1 in the code (a built-in warm-up), 0 in the paper."""
+    adam_lagged: bool
+    """The step uses the moments from before this gradient (code)."""
+    adam_eps_uncorrected: bool
+    """eps stands beside sqrt(v) (code) rather than beside the bias-corrected sqrt(v / (1 - beta2^t)) (PyTorch)."""
+    gradient: str
+    """`sum` over the images of a batch (code) or their `mean`; not scale-free, since eps is 1e-4."""
+    shuffle: bool
+    """Visit the images in a new order every epoch; the code keeps one order."""
+    identical_initial_layers: bool
+    """Draw every layer from a generator seeded alike, so that layers of equal shape start identical (code)."""
+    output_bias: bool
+    """Start the decoder's output bias at the logit of the mean training image, clipped to [.001, .999]."""
+    hold_out: bool
+    """Leave the last 400 MNIST and 1,345 OMNIGLOT training images unused (code)."""
+    rounded_learning_rates: bool
+    """1e-3, 7.2e-4, ... 1e-4 (code) in place of the exact .001 * 10^(-i/7)."""
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-4
+
+
+PROTOCOLS: dict[str, Protocol] = {
+    "published-code": Protocol(
+        adam_beta1=0.99,
+        second_moment_start=1.0,
+        adam_lagged=True,
+        adam_eps_uncorrected=True,
+        gradient="sum",
+        shuffle=False,
+        identical_initial_layers=True,
+        output_bias=True,
+        hold_out=True,
+        rounded_learning_rates=True,
+    ),
+    "paper": Protocol(
+        adam_beta1=0.9,
+        second_moment_start=0.0,
+        adam_lagged=False,
+        adam_eps_uncorrected=False,
+        gradient="mean",
+        shuffle=True,
+        identical_initial_layers=False,
+        output_bias=True,
+        hold_out=False,
+        rounded_learning_rates=False,
+    ),
+}

@@ -1,0 +1,106 @@
+"""What is known of finished runs: the small summaries in `reports/<scale>/results/`, which reports and MLflow read.
+
+Per cohort a folder with
+    runs.json     per run: spec, digest, status, and how it was trained and evaluated (device, versions, wall time)
+    metrics.json  per run: numbers only (also a DVC metric)
+    arrays.npz    `<run>/<array>`: per-image values, curves, unit variances, samples
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.files import atomic_path, read_json, write_json
+from pipeline.spec import RunSpec
+
+RUNS, METRICS, ARRAYS = "runs.json", "metrics.json", "arrays.npz"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run that was trained and evaluated.
+
+    `metrics` (nats unless said otherwise): `nll` and its standard error over images `nll_se`; `nll_pruned` (inactive
+    units removed); `iwae_64`; `elbo`; `log_p_hat` (= -nll); `kl_q_p` (-KL(Q||P) = iwae_64 - log_p_hat); `ess_64` (effective
+    sample size of 64 samples divided by 64); `active_units_1`, `active_units_2` (layer 2 only where there is one)
+    by Burda's recipe; `active_units_test_1`, `_2` over the whole test set; `train_nll` (the same estimator on
+    training images); `num_samples`; `test_images`. A diverged run has no metrics.
+
+    `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; `unit_variance_1`, `_2` [units]; `samples` [100, 784] in
+    [0, 1]; `history/step`, `history/epoch`, `history/learning_rate`, `history/seconds`, `history/bound`,
+    `history/elbo`, `history/iwae`, `history/reconstruction` [points].
+    """
+
+    cohort: str
+    """`quick/burda-table1-mnist-1L-T50`"""
+    experiment: str
+    spec: RunSpec
+    digest: str
+    status: str
+    """`finished`, or `diverged at step N`"""
+    training: dict[str, Any]
+    """steps, epochs, wall_s, started, finished (ISO 8601), device, threads, torch, python, git_revision, data (digests and sources)"""
+    evaluation: dict[str, Any]
+    """wall_s, device, torch, seed, digest"""
+    metrics: dict[str, float]
+    arrays: dict[str, NDArray[Any]] = field(repr=False)
+
+    @property
+    def scale(self) -> str:
+        return self.cohort.partition("/")[0]
+
+    @property
+    def cell(self) -> str:
+        """`<cohort>/<run>`: the name under which people talk about the result."""
+        return f"{self.cohort}/{self.spec.name}"
+
+
+def save_results(folder: Path, results: list[RunResult]) -> None:
+    """Write the summaries of one cohort; `folder` is `reports/<scale>/results/<cohort name>`."""
+    runs = {
+        result.spec.name: {
+            "cohort": result.cohort,
+            "experiment": result.experiment,
+            "spec": result.spec.to_json(),
+            "digest": result.digest,
+            "status": result.status,
+            "training": result.training,
+            "evaluation": result.evaluation,
+        }
+        for result in results
+    }
+    arrays = {f"{r.spec.name}/{name}": array for r in results for name, array in r.arrays.items()}
+    with atomic_path(folder / ARRAYS) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_json(folder / METRICS, {result.spec.name: result.metrics for result in results})
+    write_json(folder / RUNS, runs)
+
+
+def load_results(root: Path) -> list[RunResult]:
+    """Every result under `reports/<scale>/results`, ordered by cohort and as the cohort lists its runs."""
+    results = []
+    for path in sorted(root.glob(f"*/{RUNS}")):
+        metrics = read_json(path.with_name(METRICS))
+        with np.load(path.with_name(ARRAYS)) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        for name, run in read_json(path).items():
+            own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+            results.append(
+                RunResult(
+                    cohort=run["cohort"],
+                    experiment=run["experiment"],
+                    spec=RunSpec.from_json(run["spec"]),
+                    digest=run["digest"],
+                    status=run["status"],
+                    training=run["training"],
+                    evaluation=run["evaluation"],
+                    metrics=metrics.get(name, {}),
+                    arrays=own,
+                )
+            )
+    return results
