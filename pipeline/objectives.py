@@ -1,0 +1,141 @@
+"""The estimators, each as three weightings of one matrix of log-weights.
+
+With `log_w[m, k] = log p(x, h_mk) - log q(h_mk | x)` the gradient estimate of every objective here is
+
+    theta:  sum_mk theta[m, k] * d log_w[m, k] / d theta                     (decoder)
+    phi:    sum_mk path[m, k]  * d log_w[m, k] / d h_mk * d h_mk / d phi     (encoder, through the samples)
+          + sum_mk score[m, k] * d log_w[m, k] / d phi  at fixed h_mk        (encoder, through q's parameters)
+
+To add an objective: write a function `log_w [M, K, batch] -> Weights` and give it a line in `OBJECTIVES`
+(docs/add-an-objective.md). Each is tested against autograd on its bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Weights(NamedTuple):
+    """What each sample's gradient counts, [M, K, batch] each; see the module's text."""
+
+    theta: Tensor
+    path: Tensor
+    score: Tensor
+
+
+@dataclass(frozen=True)
+class Objective:
+    """An estimator of the family.
+
+    `weights(log_w)` or, where `parameter` names one, `weights(log_w, value)`; `bound` likewise gives the value that
+    the decoder climbs, `[M, K, batch] -> [batch]` nats; `encoder_bound` what the encoder climbs, where that is
+    another one. Estimators that are the gradient of no bound (`score` zeroed) say so with `drops_score`.
+    """
+
+    weights: Callable[..., Weights]
+    bound: Callable[..., Tensor]
+    source: str
+    encoder_bound: Callable[..., Tensor] | None = None
+    parameter: str | None = None
+    single_M: bool = False
+    """Defined for one group of samples only (M = 1)."""
+    single_K: bool = False
+    """Defined for groups of one sample only (K = 1)."""
+    drops_score: bool = False
+
+
+def log_mean_exp(log_w: Tensor, dims: tuple[int, ...]) -> Tensor:
+    count = math.prod(log_w.shape[d] for d in dims)
+    return torch.logsumexp(log_w, dims) - math.log(count)
+
+
+def uniform(log_w: Tensor) -> Tensor:
+    return torch.full_like(log_w, 1 / (log_w.shape[0] * log_w.shape[1]))
+
+
+def normalized(log_w: Tensor) -> Tensor:
+    """w~: self-normalized importance weights over the K samples of each of the M groups, / M."""
+    return torch.softmax(log_w, dim=1) / log_w.shape[0]
+
+
+def elbo(log_w: Tensor) -> Tensor:
+    """Mean of log w; Burda eq. 3."""
+    return log_w.mean((0, 1))
+
+
+def miwae_bound(log_w: Tensor) -> Tensor:
+    """Mean over m of log mean_k w; Rainforth eq. 8. With M = 1 the IWAE bound, Burda eq. 8."""
+    return log_mean_exp(log_w, (1,)).mean(0)
+
+
+def iwae_bound_over_all(log_w: Tensor) -> Tensor:
+    """Log of the mean of all M * K weights: what PIWAE's decoder climbs."""
+    return log_mean_exp(log_w, (0, 1))
+
+
+def ciwae_bound(log_w: Tensor, beta: float) -> Tensor:
+    """beta * ELBO + (1 - beta) * IWAE on the same samples; Rainforth eq. 10."""
+    return beta * elbo(log_w) + (1 - beta) * miwae_bound(log_w)
+
+
+def vae(log_w: Tensor) -> Weights:
+    """Burda eq. 5, averaged over all samples."""
+    w = uniform(log_w)
+    return Weights(w, w, w)
+
+
+def miwae(log_w: Tensor) -> Weights:
+    """Burda eq. 13-14 within each group; Rainforth eq. 8."""
+    w = normalized(log_w)
+    return Weights(w, w, w)
+
+
+def ciwae(log_w: Tensor, beta: float) -> Weights:
+    """Rainforth eq. 10."""
+    w = beta * uniform(log_w) + (1 - beta) * normalized(log_w)
+    return Weights(w, w, w)
+
+
+def piwae(log_w: Tensor) -> Weights:
+    """Decoder: IWAE over all samples; encoder: MIWAE. Rainforth eq. 11-12."""
+    theta = torch.softmax(log_w.flatten(0, 1), dim=0).view_as(log_w)
+    w = normalized(log_w)
+    return Weights(theta, w, w)
+
+
+def stl(log_w: Tensor) -> Weights:
+    """IWAE without the score term, 'sticking the landing'; Roeder et al. 2017. Biased for K > 1."""
+    w = normalized(log_w)
+    return Weights(w, w, torch.zeros_like(w))
+
+
+def iwae_dreg(log_w: Tensor) -> Weights:
+    """Doubly reparameterized IWAE gradient, unbiased for IWAE's; Tucker et al. 2019, eq. 8."""
+    w = normalized(log_w)
+    return Weights(w, log_w.shape[0] * w.square(), torch.zeros_like(w))
+
+
+def rws_dreg(log_w: Tensor) -> Weights:
+    """Doubly reparameterized wake-phase gradient of reweighted wake-sleep; Tucker et al. 2019, eq. 10."""
+    w = normalized(log_w)
+    return Weights(w, w - log_w.shape[0] * w.square(), torch.zeros_like(w))
+
+
+BURDA, RAINFORTH, TUCKER = "Burda et al. 2016", "Rainforth et al. 2018", "Tucker et al. 2019"
+
+OBJECTIVES: dict[str, Objective] = {
+    "vae": Objective(vae, elbo, BURDA, single_K=True),
+    "iwae": Objective(miwae, miwae_bound, BURDA, single_M=True),
+    "miwae": Objective(miwae, miwae_bound, RAINFORTH),
+    "ciwae": Objective(ciwae, ciwae_bound, RAINFORTH, parameter="beta", single_M=True),
+    "piwae": Objective(piwae, iwae_bound_over_all, RAINFORTH, encoder_bound=miwae_bound),
+    "stl": Objective(stl, miwae_bound, "Roeder et al. 2017", single_M=True, drops_score=True),
+    "iwae-dreg": Objective(iwae_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
+    "rws-dreg": Objective(rws_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
+}

@@ -1,0 +1,187 @@
+"""Every estimator against autograd on its bound, and the identities between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.models.log_weights import backward, forward
+from pipeline.models.networks import Parameters, count_parameters
+from pipeline.objectives import OBJECTIVES, Weights
+
+LATENTS = {1: (7,), 2: (9, 7)}
+PARAMETER = {"ciwae": (0.3,)}
+BATCH = 4
+
+
+def random_problem(layers: int, T: int, runs: int = 1) -> tuple[Parameters, Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(layers * 100 + T)
+    latent = LATENTS[layers]
+    flat = 0.3 * torch.randn(runs, count_parameters(latent), generator=generator, dtype=torch.float64)
+    x = torch.bernoulli(torch.full((runs, BATCH, 784), 0.2, dtype=torch.float64), generator=generator)
+    eps = [torch.randn(runs, T, BATCH, units, generator=generator, dtype=torch.float64) for units in latent]
+    return Parameters(latent, flat), x, eps
+
+
+def textbook_log_w(
+    p: dict[str, Tensor], x: Tensor, eps: list[Tensor], frozen: dict[str, Tensor] | None = None
+) -> Tensor:
+    """log w [T, B] of one run with torch.distributions. With `frozen`, log q is evaluated with those encoder weights."""
+    normal = torch.distributions.Normal
+
+    def mlp(weights: dict[str, Tensor], block: str, h: Tensor) -> Tensor:
+        for layer in ("hidden1", "hidden2"):
+            h = torch.tanh(h @ weights[f"{block}.{layer}.weight"] + weights[f"{block}.{layer}.bias"])
+        return h
+
+    def head(weights: dict[str, Tensor], block: str, name: str, h: Tensor) -> Tensor:
+        return h @ weights[f"{block}.{name}.weight"] + weights[f"{block}.{name}.bias"]
+
+    def conditional(weights: dict[str, Tensor], block: str, h: Tensor) -> torch.distributions.Normal:
+        a = mlp(weights, block, h)
+        return normal(head(weights, block, "mean", a), head(weights, block, "log_std", a).exp())
+
+    below, samples, log_w = x.expand(eps[0].shape[0], *x.shape), [], torch.zeros((), dtype=x.dtype)
+    for l, noise in enumerate(eps):
+        q = conditional(p, f"q{l + 1}", below)
+        h = q.loc + q.scale * noise
+        log_w = log_w - conditional(frozen or p, f"q{l + 1}", below).log_prob(h).sum(-1)
+        samples.append(h)
+        below = h
+    log_w = log_w + normal(0.0, 1.0).log_prob(samples[-1]).sum(-1)
+    for l in range(len(samples) - 1, 0, -1):
+        log_w = log_w + conditional(p, f"p{l + 1}", samples[l]).log_prob(samples[l - 1]).sum(-1)
+    logits = head(p, "p1", "logits", mlp(p, "p1", samples[0]))
+    return log_w + torch.distributions.Bernoulli(logits=logits).log_prob(x).sum(-1)
+
+
+def by_hand(
+    p: Parameters, x: Tensor, eps: list[Tensor], weights: Callable[[Tensor], Weights], M: int, K: int
+) -> dict[str, Tensor]:
+    g = p.zeros_like()
+    f = forward(p, x, eps)
+    w = weights(f.log_w[0].view(M, K, BATCH))
+    flat = {id(part): part.reshape(1, M * K, BATCH) for part in w}
+    backward(p, f, Weights(*(flat[id(part)] for part in w)), g)
+    return g.named_tensors(0)
+
+
+def leaves(p: Parameters) -> dict[str, Tensor]:
+    return {name: tensor.clone().requires_grad_() for name, tensor in p.named_tensors(0).items()}
+
+
+def assert_equal_gradients(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
+    for name, expected in oracle.items():
+        scale = expected.abs().max().clamp(min=1)
+        assert ((ours[name] - expected).abs().max() / scale).item() < 1e-9, name
+
+
+SPLITS = [(1, 1), (1, 6), (6, 1), (2, 3), (3, 2)]
+CASES = [
+    (name, M, K)
+    for name, objective in OBJECTIVES.items()
+    for M, K in SPLITS
+    if not (objective.single_M and M > 1) and not (objective.single_K and K > 1)
+]
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("name", "M", "K"), [case for case in CASES if not OBJECTIVES[case[0]].drops_score])
+def test_gradient_is_that_of_the_bound(name: str, M: int, K: int, layers: int) -> None:
+    objective, args = OBJECTIVES[name], PARAMETER.get(name, ())
+    p, x, eps = random_problem(layers, M * K)
+    ours = by_hand(p, x, eps, lambda log_w: objective.weights(log_w, *args), M, K)
+
+    named = leaves(p)
+    log_w = textbook_log_w(named, x[0], [e[0] for e in eps]).view(M, K, BATCH)
+    decoder = {key: leaf for key, leaf in named.items() if key.startswith("p")}
+    encoder = {key: leaf for key, leaf in named.items() if key.startswith("q")}
+    bound = objective.bound(log_w, *args).sum()
+    encoder_bound = (objective.encoder_bound or objective.bound)(log_w, *args).sum()
+    theta = torch.autograd.grad(bound, list(decoder.values()), retain_graph=True)
+    phi = torch.autograd.grad(encoder_bound, list(encoder.values()))
+    oracle = dict(zip([*decoder, *encoder], [*theta, *phi], strict=True))
+    assert_equal_gradients(ours, oracle)
+
+
+ENCODER_WEIGHT = {
+    "stl": lambda w: w,
+    "iwae-dreg": lambda w: w.square(),
+    "rws-dreg": lambda w: w - w.square(),
+}
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("name", list(ENCODER_WEIGHT))
+def test_estimators_without_score_term(name: str, layers: int) -> None:
+    """Autograd with q's parameters detached inside log q only, as the papers of these estimators define them."""
+    K = 5
+    p, x, eps = random_problem(layers, K)
+    ours = by_hand(p, x, eps, OBJECTIVES[name].weights, 1, K)
+    named = leaves(p)
+    frozen = {key: leaf.detach() for key, leaf in named.items()}
+    log_w = textbook_log_w(named, x[0], [e[0] for e in eps], frozen)
+    w = torch.softmax(log_w.detach(), 0)
+    names = list(named)
+    theta = torch.autograd.grad((w * log_w).sum(), [named[n] for n in names], retain_graph=True)
+    phi = torch.autograd.grad((ENCODER_WEIGHT[name](w) * log_w).sum(), [named[n] for n in names])
+    assert_equal_gradients(
+        ours, {n: (t if n.startswith("p") else f) for n, t, f in zip(names, theta, phi, strict=True)}
+    )
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_log_w_is_the_textbook_one(layers: int) -> None:
+    p, x, eps = random_problem(layers, 6)
+    expected = textbook_log_w(p.named_tensors(0), x[0], [e[0] for e in eps])
+    torch.testing.assert_close(forward(p, x, eps).log_w[0], expected, rtol=1e-12, atol=1e-9)
+
+
+def assert_same(left: Weights, right: Weights) -> None:
+    for a, b in zip(left, right, strict=True):
+        torch.testing.assert_close(a.reshape(-1, BATCH), b.reshape(-1, BATCH), rtol=1e-12, atol=1e-14)
+
+
+def test_identities() -> None:
+    log_w = 30 * torch.randn(1, 12, BATCH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = {name: objective.weights for name, objective in OBJECTIVES.items()}
+    assert_same(weights["miwae"](log_w), weights["iwae"](log_w))
+    assert_same(weights["piwae"](log_w), weights["iwae"](log_w))
+    assert_same(weights["ciwae"](log_w, 0.0), weights["iwae"](log_w))
+    assert_same(weights["miwae"](log_w.view(12, 1, BATCH)), weights["vae"](log_w.view(12, 1, BATCH)))
+    assert_same(weights["ciwae"](log_w, 1.0), weights["vae"](log_w.view(12, 1, BATCH)))
+    # With M != K the two ways to split 12 samples must differ.
+    assert not torch.allclose(
+        weights["miwae"](log_w.view(3, 4, BATCH)).theta.reshape(-1),
+        weights["miwae"](log_w.view(4, 3, BATCH)).theta.reshape(-1),
+    )
+    one = log_w[:, :1]
+    for name in ("iwae", "miwae", "piwae"):
+        assert_same(weights[name](one), weights["vae"](one))
+    assert_same(weights["ciwae"](one, 0.4), weights["vae"](one))
+
+
+@pytest.mark.parametrize(("name", "M", "K"), CASES)
+def test_decoder_weights_sum_to_one(name: str, M: int, K: int) -> None:
+    log_w = 50 * torch.randn(M, K, BATCH, generator=torch.Generator().manual_seed(1))
+    theta = OBJECTIVES[name].weights(log_w, *PARAMETER.get(name, ())).theta
+    torch.testing.assert_close(theta.sum((0, 1)), torch.ones(BATCH))
+
+
+def test_bounds_are_ordered_and_survive_large_log_weights() -> None:
+    log_w = 400 * torch.randn(4, 3, BATCH, generator=torch.Generator().manual_seed(2)) - 3000
+    elbo, miwae, iwae = (OBJECTIVES[name].bound(log_w) for name in ("vae", "miwae", "piwae"))
+    assert torch.isfinite(iwae).all()
+    assert (elbo <= miwae).all()
+    assert (miwae <= iwae).all()
+
+
+def test_parameter_counts() -> None:
+    """Worked out by hand from the widths of Burda et al., section 5; each product is (inputs + 1) * outputs."""
+    assert count_parameters((50,)) == 785 * 200 + 201 * 200 + 2 * 201 * 50 + 51 * 200 + 201 * 200 + 201 * 784
+    encoder = 785 * 200 + 201 * 200 + 2 * 201 * 100 + 101 * 100 + 101 * 100 + 2 * 101 * 50
+    decoder = 51 * 100 + 101 * 100 + 2 * 101 * 100 + 101 * 200 + 201 * 200 + 201 * 784
+    assert count_parameters((100, 50)) == encoder + decoder
