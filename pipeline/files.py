@@ -29,7 +29,9 @@ def atomic_path(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free some space or choose another folder, then run again") from error
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror or error}); free some space, then run again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,7 +53,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; the stage that writes it has not run yet (dvc repro)") from error
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); delete it and run the stage that writes it again") from error
+        raise UserError(
+            f"{path}: not valid JSON ({error}); delete it and run the stage that writes it again"
+        ) from error
 
 
 def sha256_file(path: Path) -> str:

@@ -65,12 +65,12 @@ def normalized(log_w: Tensor) -> Tensor:
 
 
 def elbo(log_w: Tensor) -> Tensor:
-    """Mean of log w; Burda eq. 3."""
+    """Mean of log w; Burda section 2."""
     return log_w.mean((0, 1))
 
 
 def miwae_bound(log_w: Tensor) -> Tensor:
-    """Mean over m of log mean_k w; Rainforth eq. 8. With M = 1 the IWAE bound, Burda eq. 8."""
+    """Mean over m of log mean_k w, Rainforth's MIWAE; with M = 1 the IWAE bound L_K of Burda section 3."""
     return log_mean_exp(log_w, (1,)).mean(0)
 
 
@@ -80,30 +80,30 @@ def iwae_bound_over_all(log_w: Tensor) -> Tensor:
 
 
 def ciwae_bound(log_w: Tensor, beta: float) -> Tensor:
-    """beta * ELBO + (1 - beta) * IWAE on the same samples; Rainforth eq. 10."""
+    """beta * ELBO + (1 - beta) * IWAE on the same samples; Rainforth's CIWAE."""
     return beta * elbo(log_w) + (1 - beta) * miwae_bound(log_w)
 
 
 def vae(log_w: Tensor) -> Weights:
-    """Burda eq. 5, averaged over all samples."""
+    """The VAE gradient of Burda section 2, averaged over all samples."""
     w = uniform(log_w)
     return Weights(w, w, w)
 
 
 def miwae(log_w: Tensor) -> Weights:
-    """Burda eq. 13-14 within each group; Rainforth eq. 8."""
+    """The IWAE gradient of Burda section 3 within each group, averaged over groups; Rainforth's MIWAE."""
     w = normalized(log_w)
     return Weights(w, w, w)
 
 
 def ciwae(log_w: Tensor, beta: float) -> Weights:
-    """Rainforth eq. 10."""
+    """beta parts VAE, 1 - beta parts IWAE; Rainforth's CIWAE."""
     w = beta * uniform(log_w) + (1 - beta) * normalized(log_w)
     return Weights(w, w, w)
 
 
 def piwae(log_w: Tensor) -> Weights:
-    """Decoder: IWAE over all samples; encoder: MIWAE. Rainforth eq. 11-12."""
+    """Decoder: IWAE over all samples; encoder: MIWAE; Rainforth's PIWAE."""
     theta = torch.softmax(log_w.flatten(0, 1), dim=0).view_as(log_w)
     w = normalized(log_w)
     return Weights(theta, w, w)
@@ -116,13 +116,13 @@ def stl(log_w: Tensor) -> Weights:
 
 
 def iwae_dreg(log_w: Tensor) -> Weights:
-    """Doubly reparameterized IWAE gradient, unbiased for IWAE's; Tucker et al. 2019, eq. 8."""
+    """Doubly reparameterized IWAE gradient, unbiased for IWAE's; Tucker et al. 2019."""
     w = normalized(log_w)
     return Weights(w, log_w.shape[0] * w.square(), torch.zeros_like(w))
 
 
 def rws_dreg(log_w: Tensor) -> Weights:
-    """Doubly reparameterized wake-phase gradient of reweighted wake-sleep; Tucker et al. 2019, eq. 10."""
+    """Doubly reparameterized wake-phase gradient of reweighted wake-sleep; Tucker et al. 2019."""
     w = normalized(log_w)
     return Weights(w, w - log_w.shape[0] * w.square(), torch.zeros_like(w))
 

@@ -26,10 +26,10 @@ class RunResult:
     """A run that was trained and evaluated.
 
     `metrics` (nats unless said otherwise): `nll` and its standard error over images `nll_se`; `nll_pruned` (inactive
-    units removed); `iwae_64`; `elbo`; `log_p_hat` (= -nll); `kl_q_p` (-KL(Q||P) = iwae_64 - log_p_hat); `ess_64` (effective
-    sample size of 64 samples divided by 64); `active_units_1`, `active_units_2` (layer 2 only where there is one)
-    by Burda's recipe; `active_units_test_1`, `_2` over the whole test set; `train_nll` (the same estimator on
-    training images); `num_samples`; `test_images`. A diverged run has no metrics.
+    units removed); `iwae_64`; `elbo`; `log_p_hat` (= -nll); `kl_q_p` (-KL(Q||P) = iwae_64 - log_p_hat); `ess_64`
+    (effective sample size of 64 samples divided by 64); `active_units_1` and, with two layers, `active_units_2` by
+    Burda's recipe; `active_units_test_1`, `_2` over the whole test set; `train_nll` (the same estimator on training
+    images); `num_samples`; `test_images`. A diverged run has no metrics.
 
     `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; `unit_variance_1`, `_2` [units]; `samples` [100, 784] in
     [0, 1]; `history/step`, `history/epoch`, `history/learning_rate`, `history/seconds`, `history/bound`,
@@ -44,7 +44,8 @@ class RunResult:
     status: str
     """`finished`, or `diverged at step N`"""
     training: dict[str, Any]
-    """steps, epochs, wall_s, started, finished (ISO 8601), device, threads, torch, python, git_revision, data (digests and sources)"""
+    """steps, epochs, wall_s, started and finished (ISO 8601), device, threads, workers, torch, python,
+    git_revision, data (the whole of dataset.json: digests and sources)"""
     evaluation: dict[str, Any]
     """wall_s, device, torch, seed, digest"""
     metrics: dict[str, float]

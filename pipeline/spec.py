@@ -85,6 +85,23 @@ class RunSpec:
 
 
 @dataclass(frozen=True)
+class EvaluationSpec:
+    """How finished runs are evaluated."""
+
+    seed: int
+    num_samples: int
+    """Samples per image of the likelihood estimate (5000 in both papers)."""
+    bound_samples: int
+    """Samples of the bound reported beside it (Rainforth's IWAE-64)."""
+    test_images: int | None
+    """So many test images, evenly spaced; None for all."""
+    train_images: int
+    """So many training images for `train_nll`; 0 for none."""
+    pruned: bool
+    """Also estimate the NLL with inactive units removed."""
+
+
+@dataclass(frozen=True)
 class CohortSpec:
     """Runs of equal shapes (dataset, depth, sample count) of one experiment: they train as one stack."""
 

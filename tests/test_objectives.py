@@ -29,7 +29,7 @@ def random_problem(layers: int, T: int, runs: int = 1) -> tuple[Parameters, Tens
 def textbook_log_w(
     p: dict[str, Tensor], x: Tensor, eps: list[Tensor], frozen: dict[str, Tensor] | None = None
 ) -> Tensor:
-    """log w [T, B] of one run with torch.distributions. With `frozen`, log q is evaluated with those encoder weights."""
+    """log w [T, B] of one run with torch.distributions. With `frozen`, log q is evaluated with these weights."""
     normal = torch.distributions.Normal
 
     def mlp(weights: dict[str, Tensor], block: str, h: Tensor) -> Tensor:

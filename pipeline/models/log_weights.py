@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from pipeline.models.networks import Parameters
+from pipeline.models.products import affine, product
 from pipeline.objectives import Weights
 
 LOG_2PI = math.log(2 * math.pi)
@@ -49,13 +50,13 @@ class Forward:
     log_w: Tensor
 
 
-def _linear(p: Parameters, name: str, rows: Tensor) -> Tensor:
-    return torch.baddbmm(p.bias[name], rows, p.weight[name])
+def _linear(p: Parameters, name: str, rows: Tensor, tanh: bool = False) -> Tensor:
+    return affine(rows, p.weight[name], p.bias[name], tanh)
 
 
 def _hidden(p: Parameters, block: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-    first = _linear(p, f"{block}.hidden1", rows).tanh_()
-    return first, _linear(p, f"{block}.hidden2", first).tanh_()
+    first = _linear(p, f"{block}.hidden1", rows, tanh=True)
+    return first, _linear(p, f"{block}.hidden2", first, tanh=True)
 
 
 def _gaussian(p: Parameters, block: str, rows: Tensor) -> Gaussian:
@@ -108,10 +109,19 @@ def forward(p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | 
     return Forward(x, h, eps, q, decoder, p1_hidden, logits, log_px, log_w + log_px)
 
 
+def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
+    """Ancestral sampling: logits of p(x | h1), [R, rows, 784], from per-layer standard normal noise [R, rows, units]."""
+    h = noise[-1]
+    for l in range(len(noise) - 1, 0, -1):
+        block = _gaussian(p, f"p{l + 1}", h)
+        h = block.mean + block.std * noise[l - 1]
+    return _linear(p, "p1.logits", _hidden(p, "p1", h)[1])
+
+
 def _layer_gradient(g: Parameters, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
     """Add d/d weight and d/d bias of sum_rows weight[row] * (row's log w), given d log w / d output of each row."""
     weighted = inputs if weight is None else inputs * weight
-    g.weight[name].baddbmm_(weighted.mT, outgoing)
+    g.weight[name].add_(product(weighted.mT, outgoing))
     g.bias[name].add_(outgoing.sum(1, keepdim=True) if weight is None else weight.mT @ outgoing)
 
 
@@ -128,7 +138,7 @@ def _hidden_backward(
     first, second = hidden
     delta2 = outgoing * (1 - second.square())
     _layer_gradient(g, f"{block}.hidden2", first, delta2, weight)
-    delta1 = (delta2 @ p.weight[f"{block}.hidden2"].mT) * (1 - first.square())
+    delta1 = product(delta2, p.weight[f"{block}.hidden2"].mT) * (1 - first.square())
     _layer_gradient(g, f"{block}.hidden1", inputs, delta1, weight)
     return delta1
 
@@ -140,12 +150,12 @@ def _gaussian_backward(
     mean, log_std = f"{block.name}.mean", f"{block.name}.log_std"
     _layer_gradient(g, mean, block.hidden[1], d_mean, weight)
     _layer_gradient(g, log_std, block.hidden[1], d_log_std, weight)
-    outgoing = d_mean @ p.weight[mean].mT + d_log_std @ p.weight[log_std].mT
+    outgoing = product(d_mean, p.weight[mean].mT) + product(d_log_std, p.weight[log_std].mT)
     return _hidden_backward(p, g, block.name, block.inputs, block.hidden, outgoing, weight)
 
 
 def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None:
-    """Add to `g` the gradient estimate that `weights` ([R, T, B] each) make of the samples of `f`, summed over images."""
+    """Add to `g` the gradient estimate that `weights` ([R, T, B] each) make of the samples of `f`, over all images."""
     R, T, B = f.log_w.shape
     theta, path, score = (w.reshape(R, T * B, 1) for w in weights)
     same = weights.path is weights.score
@@ -154,8 +164,8 @@ def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None
     delta = (f.x.unsqueeze(1) - f.logits.sigmoid().view(R, T, B, -1)).view(R, T * B, -1)
     _layer_gradient(g, "p1.logits", f.p1_hidden[1], delta, theta)
     h = [sample.reshape(R, T * B, -1) for sample in f.h]
-    first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, delta @ p.weight["p1.logits"].mT, theta)
-    d_h = [first @ p.weight["p1.hidden1"].mT] + [torch.zeros_like(sample) for sample in h[1:]]
+    first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, product(delta, p.weight["p1.logits"].mT), theta)
+    d_h = [product(first, p.weight["p1.hidden1"].mT)] + [torch.zeros_like(sample) for sample in h[1:]]
 
     # Decoder p(h_l | h_(l+1)): the value h_l and the parameters that h_(l+1) gives.
     for block in f.p:
@@ -163,7 +173,7 @@ def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None
         u = (h[l - 1] - block.mean) / block.std
         d_h[l - 1] -= u / block.std
         first = _gaussian_backward(p, g, block, u / block.std, u.square() - 1, theta)
-        d_h[l] += first @ p.weight[f"{block.name}.hidden1"].mT
+        d_h[l] += product(first, p.weight[f"{block.name}.hidden1"].mT)
     d_h[-1] -= h[-1]
 
     # Encoders from the top. With h = mean + std * eps, log q's path and score parts cancel but for d/d log_std = 1;
@@ -177,7 +187,7 @@ def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None
         if l > 0:
             d_log_std = (through_std + 1).view(R, T * B, -1)
             first = _gaussian_backward(p, g, block, d_h[l], d_log_std, path)
-            d_h[l - 1] += first @ p.weight[f"{block.name}.hidden1"].mT
+            d_h[l - 1] += product(first, p.weight[f"{block.name}.hidden1"].mT)
             if not same:
                 rest = (path - score).view(R, T, B, 1)
                 d_mean, d_log_std = rest * eps / std, rest * (eps.square() - 1)

@@ -1,0 +1,128 @@
+"""From raw files to what training and evaluation read: upright uint8 images and one fixed draw of the test bits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.data.datasets import (
+    INFO,
+    PIXELS,
+    TEST_BITS,
+    TEST_IMAGES,
+    TEST_LABELS,
+    TRAIN_IMAGES,
+    dataset_info,
+)
+from pipeline.data.formats import corrupt, read_binarized_text, read_idx, read_mat
+from pipeline.data.omniglot import read_chardata, rebuild
+from pipeline.data.sources import SOURCES_FILE
+from pipeline.files import atomic_path, read_json, sha256_file, write_json
+
+BURDA_PERMUTATION_SEED = 123
+
+
+@dataclass(frozen=True)
+class RawImages:
+    """Images as published: uint8 [n, 784], grey 0..255, upright; labels uint8 [n] where there are any."""
+
+    train: NDArray[np.uint8]
+    test: NDArray[np.uint8]
+    test_labels: NDArray[np.uint8] | None = None
+
+
+def read_mnist(folder: Path) -> RawImages:
+    return RawImages(
+        train=read_idx(folder / "train-images-idx3-ubyte").reshape(-1, PIXELS),
+        test=read_idx(folder / "t10k-images-idx3-ubyte").reshape(-1, PIXELS),
+        test_labels=read_idx(folder / "t10k-labels-idx1-ubyte"),
+    )
+
+
+def read_fixed_mnist(folder: Path) -> RawImages:
+    """Bits become 0 and 255, so that drawing them as grey leaves them as they are."""
+
+    def bits(stem: str) -> NDArray[np.uint8]:
+        path = _stored(folder, stem) or folder / f"{stem}.mat"
+        if path.suffix == ".amat":
+            return read_binarized_text(path)
+        array = read_mat(path, ["X"])["X"]
+        found = array.astype(np.uint8)
+        if (found > 1).any() or (found != array).any():
+            raise corrupt(path, "holds values other than 0 and 1")
+        return found
+
+    return RawImages(train=255 * bits("binarized_mnist_train"), test=255 * bits("binarized_mnist_test"))
+
+
+def read_omniglot(folder: Path) -> RawImages:
+    """Training images come in the order of Burda's code, whose last 1,345 are held out."""
+    chardata = _stored(folder, "chardata")
+    train, test = rebuild(folder) if chardata is None else read_chardata(chardata)
+    return RawImages(train[np.random.RandomState(BURDA_PERMUTATION_SEED).permutation(len(train))], test)
+
+
+READERS: dict[str, Callable[[Path], RawImages]] = {
+    "mnist": read_mnist,
+    "fixed-mnist": read_fixed_mnist,
+    "omniglot": read_omniglot,
+}
+
+
+def draw_bits(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
+    """Draw every pixel once, 1 with probability grey / 255: uint8 of the same shape, a function of (images, seed)."""
+    uniform = np.random.Generator(np.random.Philox(seed)).random(images.shape)
+    return (uniform < images / 255).astype(np.uint8)
+
+
+def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
+    """Turn `data/raw/<name>` into `data/binarized/<name>` and return its dataset.json, which is written last.
+
+    Raises: UserError when a raw file is missing or corrupt, or holds another number of images than is published.
+    """
+    info = dataset_info(name)
+    source = read_json(raw / SOURCES_FILE)
+    images = READERS[name](raw)
+    for array, expected in ((images.train, info.train_images), (images.test, info.test_images)):
+        if array.shape != (expected, PIXELS):
+            raise corrupt(raw, f"images of shape {list(array.shape)} instead of {[expected, PIXELS]}")
+    arrays = {
+        TRAIN_IMAGES: images.train,
+        TEST_IMAGES: images.test,
+        TEST_BITS: images.test // 255 if info.fixed else draw_bits(images.test, seed),
+        **({} if images.test_labels is None else {TEST_LABELS: images.test_labels}),
+    }
+    (folder / INFO).unlink(missing_ok=True)
+    sha256 = {f"{key}.npy": _save(folder / f"{key}.npy", array) for key, array in arrays.items()}
+    value = {
+        "name": name,
+        "title": info.title,
+        "variant": source["variant"],
+        "fixed": info.fixed,
+        "counts": {"train_images": len(images.train), "test_images": len(images.test)},
+        "train_images_burda": info.train_images_burda,
+        "test_binarization_seed": None if info.fixed else seed,
+        "sha256": sha256,
+        "digest": hashlib.sha256("".join(sha256[key] for key in sorted(sha256)).encode()).hexdigest(),
+        "sources": source,
+    }
+    write_json(folder / INFO, value)
+    return value
+
+
+def _stored(folder: Path, stem: str) -> Path | None:
+    """The file that the download listed under this name, whatever its suffix: a leftover of another form is not it."""
+    names = (file["name"] for file in read_json(folder / SOURCES_FILE)["files"])
+    return next((folder / name for name in names if Path(name).stem == stem), None)
+
+
+def _save(path: Path, array: NDArray[np.uint8]) -> str:
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.save(stream, np.ascontiguousarray(array))
+    return sha256_file(path)

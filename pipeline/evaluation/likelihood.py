@@ -1,0 +1,92 @@
+"""The 5000-sample log-likelihood of test images, and the bounds that the same samples give.
+
+Samples are streamed: no more than `SAMPLES_PER_PASS` by `IMAGES_PER_BLOCK` rows of logits exist at a time; what is
+kept is one log-weight per sample of one block of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.models.log_weights import forward
+from pipeline.models.networks import Parameters
+from pipeline.randomness import Randomness
+
+IMAGES_PER_BLOCK = 20
+SAMPLES_PER_PASS = 50
+
+LogWeights = Callable[[Tensor, int, int, int], Tensor]
+"""(images [B, 784], samples, block number, pass number) -> log w [samples, B]"""
+
+
+@dataclass(frozen=True)
+class Likelihoods:
+    """Per-image estimates, [images] each, nats (`ess` is a fraction in (0, 1])."""
+
+    log_p_hat: NDArray[np.float32]
+    """log of the mean of all weights; minus its mean over images is the NLL."""
+    bound: NDArray[np.float32]
+    """The bound with `bound_samples` samples (IWAE-64), averaged over the groups that all samples make."""
+    elbo: NDArray[np.float32]
+    ess: NDArray[np.float32]
+    """(sum w)^2 / sum w^2 / bound_samples, averaged over the same groups."""
+
+
+def model_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = None) -> LogWeights:
+    """log w of one model (R = 1), its noise a function of (seed, block, pass): all models see the same noise.
+
+    `active`: unit masks as in `forward`.
+    """
+    randomness = Randomness(p.flat.device)
+
+    def log_weights(images: Tensor, samples: int, block: int, number: int) -> Tensor:
+        shape = (samples, images.shape[0])
+        eps = [
+            randomness.normal((*shape, units), seed, f"evaluation{l + 1}/{block}", number).unsqueeze(0)
+            for l, units in enumerate(p.latent)
+        ]
+        return forward(p, images.unsqueeze(0), eps, active).log_w[0]
+
+    return log_weights
+
+
+def likelihoods(
+    log_weights: LogWeights,
+    images: Tensor,
+    num_samples: int,
+    bound_samples: int,
+    samples_per_pass: int = SAMPLES_PER_PASS,
+    between_passes: Callable[[], None] = lambda: None,
+) -> Likelihoods:
+    """Estimate from `num_samples` samples an image. `images`: [N, 784] in {0, 1}.
+
+    `between_passes` is called before every pass; it may raise to stop.
+    """
+    parts: list[tuple[Tensor, ...]] = []
+    for block, start in enumerate(range(0, len(images), IMAGES_PER_BLOCK)):
+        own = images[start : start + IMAGES_PER_BLOCK]
+        passes = []
+        for number, first in enumerate(range(0, num_samples, samples_per_pass)):
+            between_passes()
+            passes.append(log_weights(own, min(samples_per_pass, num_samples - first), block, number))
+        parts.append(summarize(torch.cat(passes), bound_samples))
+    columns = (torch.cat(column).cpu().numpy().astype(np.float32) for column in zip(*parts, strict=True))
+    return Likelihoods(*columns)
+
+
+def summarize(log_w: Tensor, bound_samples: int) -> tuple[Tensor, ...]:
+    """The fields of `Likelihoods` from log w [samples, B]."""
+    samples = log_w.shape[0]
+    groups = samples // bound_samples
+    grouped = log_w[: groups * bound_samples].unflatten(0, (groups, bound_samples)).double()
+    bound = (torch.logsumexp(grouped, 1) - math.log(bound_samples)).mean(0)
+    ess = (2 * torch.logsumexp(grouped, 1) - torch.logsumexp(2 * grouped, 1)).exp().mean(0) / bound_samples
+    log_p_hat = torch.logsumexp(log_w.double(), 0) - math.log(samples)
+    return log_p_hat, bound, log_w.double().mean(0), ess

@@ -1,0 +1,34 @@
+"""Stopping cleanly: SIGINT and SIGTERM set a flag that long work looks at between steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+_requested: int | None = None
+_parent: int | None = None
+
+
+def _request(number: int, frame: FrameType | None) -> None:
+    global _requested
+    _requested = number
+
+
+def listen(parent: int | None = None) -> None:
+    """Turn SIGINT and SIGTERM of this process into a request to stop.
+
+    `parent`: also stop when this process is no longer a child of that one (it was killed).
+    """
+    global _requested, _parent
+    _requested, _parent = None, parent
+    signal.signal(signal.SIGINT, _request)
+    signal.signal(signal.SIGTERM, _request)
+
+
+def stop_requested() -> bool:
+    return _requested is not None or (_parent is not None and os.getppid() != _parent)
+
+
+def requested_signal() -> int | None:
+    return _requested

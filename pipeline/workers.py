@@ -1,0 +1,126 @@
+"""A few processes, one thread each, that work through a list and report by messages.
+
+On a CPU a stack of tiny networks is no faster than its runs one by one, so runs are spread over cores.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from typing import Any, TypeVar
+
+from pipeline import interruption
+from pipeline.errors import UserError
+from pipeline.memory import keep_freed_memory
+
+Item = TypeVar("Item")
+Task = Callable[[Item, Callable[[Any], None]], None]
+
+
+class Stopped(Exception):
+    """The work was asked to stop, and every worker has put its state on disk and ended."""
+
+
+def _work(task: Task[Any], items: Sequence[Any], connection: Connection, parent: int, threads: int) -> None:
+    import torch
+
+    interruption.listen(parent)
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    try:
+        while (index := connection.recv()) is not None:
+            try:
+                task(items[index], lambda message: connection.send(("message", message)))
+                connection.send(("done", None))
+            except UserError as error:
+                connection.send(("failed", str(error)))
+            except Exception:
+                if interruption.stop_requested():
+                    connection.send(("stopped", None))
+                    return
+                connection.send(("failed", traceback.format_exc()))
+    except (BrokenPipeError, EOFError):
+        pass  # The parent is gone; what this worker did is on disk.
+
+
+def run_parallel(
+    task: Task[Item],
+    items: Sequence[Item],
+    workers: int,
+    on_message: Callable[[int, Any], None],
+    threads: int = 1,
+    started: Callable[[], None] = lambda: None,
+) -> None:
+    """Call `task(item, send)` for every item, in order of the list, on `workers` processes.
+
+    `on_message(index, message)` gets what the task of that item sends. `started()` is called once all workers run.
+    A failed item does not stop the others.
+
+    Raises: UserError with the messages of all items that failed; Stopped after SIGINT or SIGTERM.
+    """
+    # fork shares the imported torch; macOS cannot fork safely.
+    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    queue = list(range(len(items)))
+    processes: dict[Connection, Any] = {}
+    current: dict[Connection, int] = {}
+    failures: list[str] = []
+    stopped = False
+    interruption.listen()
+    for _ in range(min(workers, len(items))):
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_work, args=(task, items, theirs, os.getpid(), threads), daemon=False)
+        process.start()
+        theirs.close()
+        processes[ours] = process
+
+    def assign(connection: Connection) -> None:
+        current.pop(connection, None)
+        index = queue.pop(0) if queue and not stopped else None
+        if index is not None:
+            current[connection] = index
+        connection.send(index)
+        if index is None:
+            processes[connection].join()
+            del processes[connection]
+
+    for connection in list(processes):
+        assign(connection)
+    started()
+    while processes:
+        if interruption.stop_requested() and not stopped:
+            stopped = True
+            for process in processes.values():
+                os.kill(process.pid, signal.SIGTERM)
+        for ready in wait(list(processes), timeout=0.5):
+            assert isinstance(ready, Connection)
+            try:
+                kind, content = ready.recv()
+            except EOFError:
+                process = processes.pop(ready)
+                process.join()
+                failures.append(
+                    f"the process that worked on it ended with exit code {process.exitcode}"
+                    " (killed, or out of memory); run the same command again to go on from its last checkpoint"
+                )
+                continue
+            if kind == "message":
+                on_message(current[ready], content)
+                continue
+            if kind == "failed":
+                failures.append(content)
+            if kind == "stopped":
+                stopped = True
+                processes.pop(ready).join()
+                continue
+            assign(ready)
+    if failures:
+        raise UserError("\n".join(failures))
+    if stopped:
+        raise Stopped
+    if queue:
+        raise UserError(f"{len(queue)} of {len(items)} parts of the work were not reached; run the same command again")

@@ -1,0 +1,40 @@
+"""One script per DVC stage: parse, call the library, write."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.errors import UserError
+from pipeline.workers import Stopped
+
+FORCE_VARIABLE = "FORCE"
+
+
+def run_stage(main: Callable[[], None]) -> NoReturn:
+    """Run a stage and exit: mistakes that the user can mend end in one line on stderr and code 1."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename or 'the disk'}: {error.strerror}; mend it, then run again", file=sys.stderr)
+        sys.exit(1)
+    except (Stopped, KeyboardInterrupt):
+        print("stopped: what was done is on disk; the next `dvc repro` goes on from there", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    sys.exit(0)
+
+
+def forced() -> bool:
+    """Whether the user asked (FORCE=1) to compute again what the store already holds."""
+    return os.environ.get(FORCE_VARIABLE, "") not in ("", "0")
+
+
+def binarized(dataset: str) -> Path:
+    return Path("data/binarized") / dataset

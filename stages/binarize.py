@@ -1,0 +1,28 @@
+"""Turn a dataset's raw files into upright images and one fixed draw of the test bits: `data/binarized/<dataset>/`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.config import load_params
+from pipeline.data.datasets import dataset_info
+from pipeline.data.prepare import binarize
+from stages import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.binarize", description=__doc__)
+    parser.add_argument("dataset")
+    name = dataset_info(parser.parse_args().dataset).name
+    seed = load_params(Path("params.yaml")).data.test_binarization_seed
+    value = binarize(name, Path("data/raw") / name, Path("data/binarized") / name, seed)
+    counts = value["counts"]
+    print(
+        f"{name}: {counts['train_images']} training and {counts['test_images']} test images"
+        f" ({value['variant']}), digest {value['digest'][:16]}"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,24 @@
+"""Fetch a dataset's raw files from the first source that gives them, and verify them: `data/raw/<dataset>/`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from pipeline.data.datasets import dataset_info
+from pipeline.data.sources import download, find_mirror
+from stages import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.download", description=__doc__)
+    parser.add_argument("dataset")
+    name = dataset_info(parser.parse_args().dataset).name
+    mirror = find_mirror()
+    result = download(name, Path("data/raw") / name, mirror, warn=lambda line: print(f"error: {line}", file=sys.stderr))
+    print(result.summary(mirror))
+
+
+if __name__ == "__main__":
+    run_stage(main)

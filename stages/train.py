@@ -1,0 +1,123 @@
+"""Train one cohort: `python -m stages.train quick/burda-table1-mnist-1L-T50` -> runs/<cohort>/training/<run>/.
+
+Finished runs are taken from the store, interrupted ones go on from their last checkpoint; FORCE=1 starts anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from pipeline.config import load_params
+from pipeline.console import ProgressMeter
+from pipeline.data.datasets import load_dataset
+from pipeline.device import resolve_device, resolve_workers
+from pipeline.errors import UserError
+from pipeline.grid import COHORTS, PARAMS, load_cohort, load_cohorts
+from pipeline.spec import CohortSpec
+from pipeline.store import cohort_jobs, cohort_lock, copy_finished, forget, store_folder, training_folder
+from pipeline.tracking import LiveTracker
+from pipeline.training.cohort import Machine, estimated_hours, train_jobs
+from pipeline.training.state import Job, read_run
+from pipeline.training.train import Progress, history_rows
+from stages import binarized, forced, run_stage
+
+RUNS = Path("runs")
+SLOW_VARIABLE = "ELBO_ALLOW_SLOW"
+LONG_RUN_STEPS = 200_000
+"""Cohorts with fewer steps than this are trained without asking how long the whole scale takes."""
+TOO_LONG_HOURS = 24.0
+
+
+def git_revision() -> str | None:
+    """The commit, with `-dirty` where files differ from it; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
+    """Refuse work of days on a machine that is not made for it, before the first step.
+
+    Raises: UserError with the estimate, the hardware to use, the alternative, and how to go on all the same.
+    """
+    if os.environ.get(SLOW_VARIABLE) or sum(job.spec.total_steps for job in jobs) < LONG_RUN_STEPS:
+        return
+    scale = [other for other in load_cohorts(COHORTS).values() if other.scale == cohort.scale]
+    hours = estimated_hours(max(jobs, key=lambda job: job.spec.T), binarized(cohort.dataset), machine, scale)
+    if hours > TOO_LONG_HOURS:
+        raise UserError(
+            f"{cohort.key}: the {cohort.scale} scale would train for about {hours / 24:,.0f} days on this machine"
+            f" ({machine.device.type}, {machine.workers} processes). It is meant for a GPU such as an NVIDIA H200"
+            f" (docs/gpu.md); `make repro` runs the quick scale in minutes. To go on all the same: {SLOW_VARIABLE}=1"
+        )
+
+
+def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
+    """Train the unfinished jobs with progress on the console and in MLflow."""
+    dataset = load_dataset(binarized(cohort.dataset))
+    revision = git_revision()
+    facts = {"git_revision": revision, "data": dataset.info, "workers": machine.workers}
+    waiting = [job for job in jobs if not job.is_finished]
+    meter = ProgressMeter(cohort.key, sum(job.spec.total_steps for job in waiting), "run-step")
+    seen: dict[str, int] = {}
+    tracker: LiveTracker | None = None
+
+    def start_tracker() -> None:
+        # Importing MLflow takes seconds; the workers train meanwhile.
+        nonlocal tracker
+        digests = {job.spec.name: job.digest for job in jobs}
+        tracker = LiveTracker(Path.cwd(), cohort, digests, os.environ.get("DVC_STAGE"), revision)
+
+    def on_progress(progress: Progress) -> None:
+        if progress.run not in seen:
+            meter.skip(progress.step)
+        else:
+            meter.advance(progress.step - seen[progress.run])
+        seen[progress.run] = progress.step
+        if tracker is not None and progress.rows:
+            tracker.log(progress.run, history_rows(progress.rows))
+        if tracker is not None and progress.finished:
+            status = next(read_run(job.finished)["status"] for job in jobs if job.spec.name == progress.run)
+            tracker.finish(progress.run, status)
+
+    try:
+        train_jobs(jobs, binarized(cohort.dataset), machine, facts, on_progress, start_tracker)
+    finally:
+        meter.close()
+        if tracker is not None:
+            tracker.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
+    parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
+    cohort = load_cohort(COHORTS, parser.parse_args().cohort)
+    params = load_params(PARAMS)
+    device = resolve_device(params.device)
+    machine = Machine(device, resolve_workers(params.workers, device))
+    store = store_folder()
+    start = time.monotonic()
+    with cohort_lock(store, cohort.key):
+        jobs = cohort_jobs(cohort, load_dataset(binarized(cohort.dataset)).digest, store, RUNS)
+        if forced():
+            forget(jobs)
+        waiting = [job for job in jobs if not job.is_finished]
+        if waiting:
+            check_duration(cohort, waiting, machine)
+            train(cohort, jobs, machine)
+        copy_finished(jobs, training_folder(RUNS, cohort.key))
+    for job in jobs:
+        if (status := read_run(job.finished)["status"]) != "finished":
+            print(f"warning: {cohort.key}/{job.spec.name} {status}", file=sys.stderr)
+    stored = len(jobs) - len(waiting)
+    took = time.monotonic() - start
+    print(f"{cohort.key}: {len(waiting)} runs trained, {stored} taken from the store, {took:.0f} s")
+
+
+if __name__ == "__main__":
+    run_stage(main)
