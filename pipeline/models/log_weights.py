@@ -110,7 +110,7 @@ def forward(p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | 
 
 
 def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
-    """Ancestral sampling: logits of p(x | h1), [R, rows, 784], from per-layer standard normal noise [R, rows, units]."""
+    """Ancestral samples: logits of p(x | h1), [R, rows, 784], from standard normal noise per layer [R, rows, units]."""
     h = noise[-1]
     for l in range(len(noise) - 1, 0, -1):
         block = _gaussian(p, f"p{l + 1}", h)

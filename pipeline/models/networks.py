@@ -97,7 +97,7 @@ def initial_weights(latent: tuple[int, ...], protocol: Protocol, seed: int, mean
         bound = np.sqrt(6 / (layer.inputs + layer.outputs))
         shape = (layer.inputs, layer.outputs)
         if protocol.identical_initial_layers:
-            weight = np.random.RandomState(123 + seed).uniform(-bound, bound, shape)  # noqa: NPY002 (Burda's generator)
+            weight = np.random.RandomState(123 + seed).uniform(-bound, bound, shape)
         else:
             weight = np.random.default_rng([seed, index]).uniform(-bound, bound, shape)
         bias = np.zeros(layer.outputs)

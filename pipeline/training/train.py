@@ -207,7 +207,7 @@ def train(
         state = load_checkpoint(job.folder / CHECKPOINT) or initial_state(job, images)
         state.started = state.started or datetime.now(UTC).isoformat(timespec="seconds")
         states[job.digest] = state
-        report(Progress(job.spec.name, state.step, state.history))
+        report(Progress(job.spec.name, state.step, list(state.history)))
     while waiting := [job for job in jobs if job.digest in states]:
         low = min(states[job.digest].step for job in waiting)
         group = [job for job in waiting if states[job.digest].step == low]
@@ -243,17 +243,23 @@ def _train_lockstep(
             state.seconds = seconds + time.monotonic() - start
             save_checkpoint(job.folder / CHECKPOINT, state)
 
+    def pause() -> None:
+        nonlocal last_checkpoint
+        if stop():
+            checkpoint()
+            raise Interrupted
+        if time.monotonic() - last_checkpoint > checkpoint_seconds:
+            checkpoint()
+            last_checkpoint = time.monotonic()
+            for job in jobs:
+                report(Progress(job.spec.name, stack.step, []))
+
     for event in events:
         while stack.step < event:
             stack.advance(min(event - stack.step, STEPS_BETWEEN_CHECKS))
-            if stop():
-                checkpoint()
-                raise Interrupted
-            if time.monotonic() - last_checkpoint > checkpoint_seconds:
-                checkpoint()
-                last_checkpoint = time.monotonic()
-                for job in jobs:
-                    report(Progress(job.spec.name, stack.step, []))
+            # At the event itself its files and points come first: a state on disk has none outstanding.
+            if stack.step < event:
+                pause()
         for r, (job, state) in enumerate(zip(jobs, states, strict=True)):
             if event in ends[r]:
                 path = job.folder / f"stage-{ends[r].index(event)}.safetensors"
@@ -261,6 +267,7 @@ def _train_lockstep(
             if event in points[r]:
                 row = stack.take_history_point(r, state, before[r] + time.monotonic() - start)
                 report(Progress(job.spec.name, stack.step, [row]))
+        pause()
     checkpoint()
 
 

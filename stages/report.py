@@ -1,0 +1,34 @@
+"""Write the report of a scale: `python -m stages.report SCALE`.
+
+Reads `reports/SCALE/results`; writes `reports/SCALE/index.html`, `tables/` and `figures/` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.config import load_params
+from pipeline.errors import UserError
+from pipeline.results import load_results
+from stages import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.report", description="Write the report of a scale.")
+    parser.add_argument("scale", help="a scale of params.yaml, e.g. quick")
+    scale = parser.parse_args().scale
+    known = load_params(Path("params.yaml")).scales
+    if scale not in known:
+        raise UserError(f"{scale}: no such scale in params.yaml; choose one of {', '.join(known)}")
+    # Matplotlib and pandas take seconds to import; a wrong name is answered before.
+    from pipeline.reporting.page import build_report
+
+    folder = Path("reports") / scale
+    results = load_results(folder / "results")
+    page = build_report(results, scale, folder)
+    print(f"{scale}: {len(results)} runs -> {page}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

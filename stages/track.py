@@ -1,0 +1,52 @@
+"""Put the results of one scale into MLflow: `python -m stages.track quick`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.files import write_json
+from pipeline.grid import COHORTS, load_cohorts
+from pipeline.published import published_value
+from pipeline.results import RunResult, load_results
+from pipeline.tracking import STORE, publish
+from stages import run_stage
+
+
+def paper_nll(result: RunResult) -> float | None:
+    """The published value, unless it is one that nobody could verify."""
+    published = published_value(result, "nll")
+    return published.value if published is not None and published.judged else None
+
+
+def known_cells(folder: Path, scale: str) -> set[str]:
+    """The cells of a scale that are in the grid, whether they have results or not."""
+    cohorts = load_cohorts(folder).values()
+    return {f"{cohort.key}/{run.name}" for cohort in cohorts if cohort.scale == scale for run in cohort.runs}
+
+
+def marker(results: list[RunResult]) -> dict[str, dict[str, str]]:
+    """What DVC compares: equal results give an equal marker, whatever ids and times MLflow gave them."""
+    return {r.cell: {"digest": r.digest, "evaluation": r.evaluation.get("digest", "")} for r in results}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.track", description=__doc__)
+    parser.add_argument("scale", help="e.g. quick")
+    scale = parser.parse_args().scale
+    root = Path.cwd()
+    folder = Path("reports", scale, "results")
+    results = load_results(folder)
+    if not results:
+        raise UserError(f"{folder}: no results to publish; `make repro` (or `dvc repro`) makes them")
+    counts = publish(root, results, paper_nll, known_cells(COHORTS, scale))
+    write_json(root / STORE / f"published-{scale}.json", marker(results))
+    print(
+        f"{scale}: {len(results)} runs in MLflow ({counts.created} new, {counts.kept} kept, {counts.removed} removed); "
+        "make ui shows them"
+    )
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,64 @@
+"""What several test folders share: a small run, tiny data, the data mirror."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from pipeline.memory import keep_freed_memory
+from pipeline.protocol import PROTOCOLS
+from pipeline.schedule import burda_schedule
+from pipeline.spec import RunSpec
+
+ROOT = Path(__file__).parent.parent
+
+torch.set_num_threads(1)
+keep_freed_memory()
+
+
+def make_run(objective: str = "iwae", M: int = 1, K: int = 5, **changes: Any) -> RunSpec:
+    """A full-width run on a few images; any field can be changed."""
+    protocol_name = changes.pop("protocol_name", "published-code")
+    values: dict[str, Any] = {
+        "name": f"{objective}-M{M}-K{K}-s0",
+        "objective": objective,
+        "M": M,
+        "K": K,
+        "parameter": 0.5 if objective == "ciwae" else None,
+        "seed": 0,
+        "dataset": "mnist",
+        "latent": (50,),
+        "train_images": 200,
+        "protocol_name": protocol_name,
+        "protocol": PROTOCOLS[protocol_name],
+        "schedule": burda_schedule(rounded=True),
+        "max_steps": 20,
+        "precision": "float32",
+        "continues": None,
+        "algorithm_version": 1,
+    }
+    return RunSpec(**{**values, **changes})
+
+
+@pytest.fixture(scope="session")
+def grey_images() -> NDArray[np.uint8]:
+    """[600, 784] smooth grey blobs, uint8."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:28, :28]
+    centers = rng.uniform(8, 20, (600, 2, 1, 1))
+    blobs = np.exp(-((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2) / 12)
+    return (255 * blobs).astype(np.uint8).reshape(600, 784)
+
+
+def mirror_folder() -> Path:
+    """The offline copies of the datasets; skips the test where there are none."""
+    folder = Path(os.environ.get("ELBO_DATA_MIRROR", ROOT.parent / "shared" / "data"))
+    if not (folder / "mnist").is_dir():
+        pytest.skip(f"no data mirror at {folder}; set ELBO_DATA_MIRROR to run this test")
+    return folder

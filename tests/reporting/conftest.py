@@ -1,0 +1,166 @@
+"""Fabricated results: plausible shapes and numbers, drawn from a seeded generator; nothing is trained."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.protocol import PROTOCOLS
+from pipeline.results import RunResult
+from pipeline.spec import RunSpec, Stage
+
+Make = Callable[..., RunResult]
+
+
+def fabricate(
+    objective: str = "vae",
+    M: int = 1,
+    K: int = 1,
+    *,
+    parameter: float | None = None,
+    seed: int = 0,
+    dataset: str = "mnist",
+    layers: int = 1,
+    experiment: str = "burda-table1",
+    scale: str = "quick",
+    nll: float | None = None,
+    images: int = 200,
+    noise: float = 0.5,
+    units: tuple[int, ...] | None = None,
+    iwae_64: float | None = None,
+    continues: str | None = None,
+    status: str = "finished",
+) -> RunResult:
+    """A run whose per-image values share the images' difficulty, so that pairing matters (its sd is 15 nats)."""
+    latent = (50,) if layers == 1 else (100, 50)
+    suffix = "" if parameter is None else f"-p{parameter:g}"
+    name = f"{objective}-M{M}-K{K}{suffix}-s{seed}"
+    cohort = f"{scale}/{experiment}-{dataset}-{layers}L-T{M * K}" + ("-from-" + objective if continues else "")
+    rng = np.random.default_rng(zlib.crc32(f"{cohort}/{name}".encode()))
+    spec = RunSpec(
+        name=name,
+        objective=objective,
+        M=M,
+        K=K,
+        parameter=parameter,
+        seed=seed,
+        dataset=dataset,
+        latent=latent,
+        train_images=59600,
+        protocol_name="published-code",
+        protocol=PROTOCOLS["published-code"],
+        schedule=(Stage(1, 1e-3), Stage(3, 7.2e-4)),
+        max_steps=300,
+        precision="float32",
+        continues=continues,
+        algorithm_version=1,
+    )
+    training = {
+        "steps": 300,
+        "epochs": 0.1,
+        "wall_s": 12.5,
+        "started": "2024-01-01T00:00:00+00:00",
+        "finished": "2024-01-01T00:00:13+00:00",
+        "device": "cpu",
+        "threads": 1,
+        "torch": "2.9.0",
+        "python": "3.11.9",
+        "git_revision": "0" * 40,
+        "data": {"digest": "abc", "sources": {"train-images": "sha256:0123"}},
+    }
+    evaluation = {"wall_s": 3.0, "device": "cpu", "torch": "2.9.0", "seed": 123, "digest": "def"}
+    base = cohort, experiment, spec, f"{zlib.crc32(name.encode()):016x}"
+    if status != "finished":
+        return RunResult(*base, status, training, evaluation, {}, {})
+    target = 150.0 - np.log(K) if nll is None else nll
+    difficulty = np.random.default_rng(1).normal(0, 15, images)
+    own = rng.normal(0, noise, images)
+    log_p_hat = difficulty - difficulty.mean() + own - own.mean() - target
+    bound = log_p_hat - 1.0 - rng.gamma(2, 0.1, images) if iwae_64 is None else log_p_hat + (iwae_64 + target)
+    ess = rng.beta(2, 5, images)
+    points = np.unique(np.geomspace(1, 300, 60).astype(int))
+    curve = -target - 300 / np.sqrt(points) + rng.normal(0, 1, len(points))
+    samples = np.zeros((100, 28, 28))
+    samples[:, 8:20, 12:16] = rng.uniform(0.5, 1, (100, 12, 4))
+    arrays = {
+        "log_p_hat": log_p_hat,
+        "iwae_64": bound,
+        "ess_64": ess,
+        "samples": samples.reshape(100, 784),
+        "history/step": points,
+        "history/epoch": points / 2980,
+        "history/learning_rate": np.full(len(points), 1e-3),
+        "history/seconds": points * 0.04,
+        "history/bound": curve,
+        "history/elbo": curve - 5,
+        "history/iwae": curve + 1,
+        "history/reconstruction": curve + 20,
+    }
+    counts = units or ((12,) if layers == 1 else (9, 3))
+    for layer, (size, active) in enumerate(zip(latent, counts, strict=True), 1):
+        variance = 10 ** rng.normal(-4, 0.6, size)
+        variance[:active] = 10 ** rng.normal(-0.5, 0.3, active)
+        arrays[f"unit_variance_{layer}"] = variance
+    metrics = {
+        "nll": target,
+        "nll_se": float(np.std(log_p_hat, ddof=1) / np.sqrt(images)),
+        "nll_pruned": target + 0.01,
+        "iwae_64": float(bound.mean()),
+        "elbo": float(bound.mean()) - 3,
+        "log_p_hat": -target,
+        "kl_q_p": float(bound.mean()) + target,
+        "ess_64": float(ess.mean()),
+        "train_nll": target - 0.7,
+        "num_samples": 5000,
+        "test_images": images,
+        **{f"active_units_{layer}": active for layer, active in enumerate(counts, 1)},
+        **{f"active_units_test_{layer}": active for layer, active in enumerate(counts, 1)},
+    }
+    return RunResult(*base, status, training, evaluation, metrics, arrays)
+
+
+def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)) -> list[RunResult]:
+    """The runs of the quick experiments: Burda's tables, every objective and T = 64."""
+    results = []
+    for dataset in datasets:
+        table = "burda-table3" if dataset == "fixed-mnist" else "burda-table1"
+        for layers in (1, 2):
+            where = {"dataset": dataset, "layers": layers, "scale": scale}
+            results.append(fabricate("vae", experiment=table, **where))
+            for k in (5, 50):
+                results.append(fabricate("vae", k, 1, experiment=table, **where))
+                results.append(fabricate("iwae", 1, k, experiment=table, **where))
+            if dataset != "fixed-mnist":
+                for k in (5, 50):
+                    results.append(fabricate("ciwae", 1, k, parameter=0.5, experiment="every-objective", **where))
+                for objective in ("miwae", "piwae"):
+                    results.append(fabricate(objective, 5, 10, experiment="every-objective", **where))
+    first = f"{scale}/burda-table1-mnist-1L"
+    second = {"experiment": "burda-table2", "scale": scale}
+    results.append(fabricate("iwae", 1, 50, continues=f"{first}-T1/vae-M1-K1-s0", **second))
+    results.append(fabricate("vae", 1, 1, continues=f"{first}-T50/iwae-M1-K50-s0", **second))
+    sweep = [("iwae", 1, 64, None), ("vae", 64, 1, None), *(("ciwae", 1, 64, b) for b in (0.05, 0.25, 0.5, 0.75))]
+    sweep += [(name, M, 64 // M, None) for name in ("miwae", "piwae") for M in (2, 4, 8, 16, 32)]
+    for objective, M, K, beta in sweep:
+        results.append(fabricate(objective, M, K, parameter=beta, experiment="rainforth-table1", scale=scale))
+    return results
+
+
+@pytest.fixture(scope="session")
+def make() -> Make:
+    """Makes one run: objective, M, K and any keyword of `fabricate`."""
+    return fabricate
+
+
+@pytest.fixture(scope="session")
+def make_quick() -> Callable[..., list[RunResult]]:
+    """Makes the runs of the quick scale, or the same ones at another scale and on more datasets."""
+    return fabricate_quick
+
+
+@pytest.fixture(scope="session")
+def quick() -> list[RunResult]:
+    return fabricate_quick()

@@ -1,0 +1,171 @@
+"""Tables hold every cell of the papers, run or not, and come out well-formed in every format."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+
+from pipeline.published import burda_table
+from pipeline.reporting import tables
+from pipeline.reporting.cells import gather
+from pipeline.reporting.claims import decide_claims
+from pipeline.reporting.render import latex_escape, to_csv, to_html, to_latex, to_markdown
+from pipeline.reporting.tables import Table
+from pipeline.results import RunResult
+
+Make = Callable[..., RunResult]
+
+
+def build(results: list[RunResult], scale: str = "quick") -> dict[str, Table]:
+    cells = gather(results)
+    made = tables.all_tables(results, cells, decide_claims(cells, scale), scale)
+    return {table.name: table for table in made}
+
+
+def row(table: Table, group: str, label: str) -> pd.Series:
+    (i,) = [i for i, own in enumerate(table.groups) if own == group and table.display.iloc[i]["objective"] == label]
+    return table.display.iloc[i]
+
+
+def test_without_results_every_cell_of_the_papers_says_not_run() -> None:
+    made = build([])
+    for name, cells in (("burda_table1", 20), ("burda_table2", 4), ("burda_table3", 10), ("rainforth_table1", 48)):
+        table = made[name]
+        assert len(table.data) == len(table.display) == len(table.groups) == cells
+        assert set(table.data["verdict"]) == {"not run"}
+        assert set(table.display["ours"]) == {"not run"}
+    published = burda_table("burda-table1")
+    merged = published[(published["objective"] == "vae") | (published["k"] > 1)]
+    assert sorted(made["burda_table1"].data["paper"]) == sorted(merged["nll"])
+    assert set(made["claims"].display["decision"]) == {"not run"}
+
+
+def test_a_cell_beside_the_papers(make: Make) -> None:
+    runs = [make("iwae", 1, 50, layers=2, scale="paper", nll=82.95, units=(25, 6))]
+    table = build(runs, "paper")["burda_table1"]
+    shown = row(table, "MNIST, 2 layers", "IWAE, k = 50")
+    assert shown["ours"] == "82.95"
+    assert shown["paper"] == "82.90"
+    assert shown["difference"] == "+0.05"
+    assert shown["verdict"] == "reproduced"
+    assert (shown["active units"], shown["paper's units"]) == ("25+6", "26+7")
+    assert row(table, "MNIST, 1 layer", "IWAE, k = 50")["verdict"] == "not run"
+
+
+def test_k_1_serves_both_columns_and_the_papers_disagreement_is_noted(make: Make) -> None:
+    table = build([make(dataset="omniglot", layers=2, scale="paper", nll=107.57)], "paper")["burda_table1"]
+    shown = row(table, "OMNIGLOT, 2 layers", "VAE = IWAE, k = 1")
+    assert (shown["paper"], shown["verdict"]) == ("107.58", "reproduced")
+    (note,) = table.notes
+    assert "107.56 / 30+5" in note
+    assert "107.58 / 28+4" in note
+
+
+def test_diverged_cells_say_so(make: Make) -> None:
+    table = build([make("iwae", 1, 5, status="diverged at step 12")])["burda_table1"]
+    shown = row(table, "MNIST, 1 layer", "IWAE, k = 5")
+    assert (shown["ours"], shown["verdict"], shown["active units"]) == ("diverged", "diverged", "–")
+
+
+def test_seeds_show_their_spread(make: Make) -> None:
+    runs = [make(seed=seed, nll=nll) for seed, nll in enumerate((86.0, 87.0))]
+    runs.append(make(seed=2, status="diverged at step 5"))
+    shown = row(build(runs)["burda_table1"], "MNIST, 1 layer", "VAE = IWAE, k = 1")
+    assert (shown["ours"], shown["sd over seeds"], shown["seeds"]) == ("86.50", "0.71", "2 of 3")
+
+
+def test_what_was_run_beyond_the_paper_is_shown(make: Make) -> None:
+    run = make("vae", nll=86.7)
+    other = replace(run, spec=replace(run.spec, protocol_name="paper"))
+    made = build([run, other, make("iwae", 1, 500), make("stl", 1, 50, experiment="later-estimators")])
+    table = made["burda_table1"]
+    beyond = table.display[[group == "Beyond the paper" for group in table.groups]]
+    assert list(beyond["objective"]) == ["MNIST, 1 layer, IWAE(1, 500)", "MNIST, 1 layer, VAE(1, 1)"]
+    assert list(beyond["protocol"]) == ["published-code", "paper"]
+    assert list(made["other_runs"].display["objective"]) == ["STL(1, 50)"]
+
+
+def test_rainforth_greys_what_nobody_saw_and_never_judges_it(make: Make) -> None:
+    run = make("piwae", 4, 16, experiment="rainforth-table1", scale="paper", nll=84.4)
+    table = build([run], "paper")["rainforth_table1"]
+    shown = row(table, "log p̂", "PIWAE(4, 16)")
+    assert (shown["paper"], shown["verdict"]) == ("−84.40 ± 0.17 (u)", "not judged")
+    assert len(table.greyed) == 5
+    assert row(table, "IWAE-64", "MIWAE(4, 16)")["paper"] == "−85.60"
+    assert row(table, "log p̂", "PIWAE(2, 32)")["paper"] == "–"
+
+
+def test_every_objective_is_set_against_iwae(quick: list[RunResult]) -> None:
+    table = build(quick)["every_objective"]
+    assert len(table.data) == 16
+    own = {(run.spec.objective, run.spec.T): run.metrics["nll"] for run in quick if run.spec.layers == 1}
+    shown = row(table, "MNIST, 1 layer", "MIWAE(5, 10), T = 50")
+    assert shown["minus IWAE"].startswith(f"{own['miwae', 50] - own['iwae', 50]:+.2f} ±")
+
+
+def test_diagnostics_have_a_row_a_run(quick: list[RunResult], make: Make) -> None:
+    table = build([*quick, make("iwae", 1, 7, status="diverged at step 1")])["diagnostics"]
+    assert len(table.display) == len(quick) + 1
+    assert table.display.iloc[0]["test − train"] == "+0.70"
+    assert table.display.iloc[-1]["NLL"] == "–"
+
+
+@pytest.fixture(scope="module")
+def made(quick: list[RunResult]) -> dict[str, Table]:
+    return build(quick)
+
+
+def test_csv_reads_back(made: dict[str, Table]) -> None:
+    for table in made.values():
+        frame = pd.read_csv(io.StringIO(to_csv(table)))
+        assert list(frame.columns) == list(table.data.columns)
+        assert len(frame) == len(table.data)
+
+
+def test_markdown_is_rectangular(made: dict[str, Table]) -> None:
+    for table in made.values():
+        lines = [line for line in to_markdown(table).splitlines() if line.startswith("|")]
+        assert {line.count("|") for line in lines} == {len(table.display.columns) + 1}
+        assert len(lines) == 2 + len(table.display) + len(set(table.groups))
+
+
+def test_latex_is_escaped_and_balanced(made: dict[str, Table]) -> None:
+    for table in made.values():
+        text = to_latex(table)
+        assert text.isascii()
+        for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
+            assert rule in text
+        assert text.count("{") == text.count("}")
+        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
+        assert {line.count(" & ") for line in rows} == {len(table.display.columns) - 1}
+    assert latex_escape("a_b & 5% p̂ −1 ± 2") == r"a\_b \& 5\% $\hat p$ $-$1 $\pm$ 2"
+    assert r"\textcolor{gray}{$-$85.68 $\pm$ 0.06 (u)}" in to_latex(made["rainforth_table1"])
+
+
+class Count(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.cells = 0
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open.append(tag)
+        self.cells += tag == "td"
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def test_html_is_balanced_and_escaped(made: dict[str, Table]) -> None:
+    for table in made.values():
+        parser = Count()
+        parser.feed(str(to_html(table)))
+        assert not parser.open
+        assert parser.cells == table.display.size
+    unsafe = replace(made["burda_table2"], groups=("<script>",) * 4)
+    assert "<script>" not in to_html(unsafe)
