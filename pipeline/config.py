@@ -118,6 +118,7 @@ class Params(_Model):
     algorithm_version: Positive
     device: Literal["auto", "cpu", "cuda"]
     workers: Positive | Literal["auto"]
+    checkpoint_seconds: Annotated[float, Field(gt=0)]
     data: Data
     experiments: dict[str, Experiment]
     scales: Annotated[dict[str, Scale], Field(min_length=1)]

@@ -1,12 +1,22 @@
-"""Which device to compute on."""
+"""Where to compute."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 import torch
 
 from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where to train: the device, for a CPU the number of processes (one thread each), and how often to save."""
+
+    device: torch.device
+    workers: int
+    checkpoint_seconds: float
 
 
 def resolve_device(name: str) -> torch.device:
@@ -27,3 +37,12 @@ def resolve_workers(workers: int | str, device: torch.device) -> int:
     if device.type == "cuda":
         return 1
     return int(workers) if workers != "auto" else len(os.sched_getaffinity(0))
+
+
+def this_machine(device: str, workers: int | str, checkpoint_seconds: float) -> Machine:
+    """What params.yaml asks for, resolved.
+
+    Raises: UserError when it asks for CUDA and there is none.
+    """
+    resolved = resolve_device(device)
+    return Machine(resolved, resolve_workers(workers, resolved), checkpoint_seconds)

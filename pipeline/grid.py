@@ -150,7 +150,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
     return {
         "params_digest": params.digest(),
-        "scales": list(params.scales),
+        "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
         "evaluations": {name: scale.evaluation.model_dump() for name, scale in params.scales.items()},
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},

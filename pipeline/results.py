@@ -19,6 +19,7 @@ from pipeline.files import atomic_path, read_json, write_json
 from pipeline.spec import RunSpec
 
 RUNS, METRICS, ARRAYS = "runs.json", "metrics.json", "arrays.npz"
+SAMPLES = "samples"
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,20 @@ def save_results(folder: Path, results: list[RunResult]) -> None:
         }
         for result in results
     }
-    arrays = {f"{r.spec.name}/{name}": array for r in results for name, array in r.arrays.items()}
+    arrays = {f"{r.spec.name}/{name}": _packed(name, array) for r in results for name, array in r.arrays.items()}
     with atomic_path(folder / ARRAYS) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_json(folder / METRICS, {result.spec.name: result.metrics for result in results})
     write_json(folder / RUNS, runs)
+
+
+def _packed(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Pixel means take a fifth of the room in 256 grey levels."""
+    return np.rint(255 * array).astype(np.uint8) if name == SAMPLES else array
+
+
+def _unpacked(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    return (array / 255).astype(np.float32) if name == SAMPLES else array
 
 
 def load_results(root: Path) -> list[RunResult]:
@@ -90,7 +100,8 @@ def load_results(root: Path) -> list[RunResult]:
         with np.load(path.with_name(ARRAYS)) as archive:
             arrays = {name: archive[name] for name in archive.files}
         for name, run in read_json(path).items():
-            own = {key.removeprefix(f"{name}/"): array for key, array in arrays.items() if key.startswith(f"{name}/")}
+            keys = {key.removeprefix(f"{name}/"): key for key in arrays if key.startswith(f"{name}/")}
+            own = {short: _unpacked(short, arrays[key]) for short, key in keys.items()}
             results.append(
                 RunResult(
                     cohort=run["cohort"],

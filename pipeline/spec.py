@@ -70,7 +70,7 @@ class RunSpec:
         return scheduled if self.max_steps is None else min(scheduled, self.max_steps)
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"latent": list(self.latent), "schedule": [asdict(stage) for stage in self.schedule]}
 
     @staticmethod
     def from_json(value: dict[str, Any]) -> RunSpec:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 from pipeline.config import load_params
 from pipeline.console import ProgressMeter
-from pipeline.device import resolve_device, resolve_workers
+from pipeline.device import this_machine
 from pipeline.evaluation.cohort import evaluate_cohort, finished_runs, result_of
 from pipeline.grid import COHORTS, PARAMS, load_cohort, load_evaluation
 from pipeline.results import save_results
 from pipeline.store import store_folder, training_folder
-from pipeline.training.cohort import Machine
 from stages import binarized, forced, run_stage
 from stages.train import RUNS
 
@@ -23,8 +22,7 @@ def main() -> None:
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
     cohort = load_cohort(COHORTS, parser.parse_args().cohort)
     params = load_params(PARAMS)
-    device = resolve_device(params.device)
-    machine = Machine(device, resolve_workers(params.workers, device))
+    machine = this_machine(params.device, params.workers, params.checkpoint_seconds)
     spec = load_evaluation(COHORTS, cohort.scale)
     start = time.monotonic()
     runs = finished_runs(cohort, training_folder(RUNS, cohort.key), store_folder(), spec)

@@ -15,13 +15,13 @@ from pathlib import Path
 from pipeline.config import load_params
 from pipeline.console import ProgressMeter
 from pipeline.data.datasets import load_dataset
-from pipeline.device import resolve_device, resolve_workers
+from pipeline.device import Machine, this_machine
 from pipeline.errors import UserError
 from pipeline.grid import COHORTS, PARAMS, load_cohort, load_cohorts
 from pipeline.spec import CohortSpec
 from pipeline.store import cohort_jobs, cohort_lock, copy_finished, forget, store_folder, training_folder
 from pipeline.tracking import LiveTracker
-from pipeline.training.cohort import Machine, estimated_hours, train_jobs
+from pipeline.training.cohort import estimated_hours, train_jobs
 from pipeline.training.state import Job, read_run
 from pipeline.training.train import Progress, history_rows
 from stages import binarized, forced, run_stage
@@ -98,8 +98,7 @@ def main() -> None:
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
     cohort = load_cohort(COHORTS, parser.parse_args().cohort)
     params = load_params(PARAMS)
-    device = resolve_device(params.device)
-    machine = Machine(device, resolve_workers(params.workers, device))
+    machine = this_machine(params.device, params.workers, params.checkpoint_seconds)
     store = store_folder()
     start = time.monotonic()
     with cohort_lock(store, cohort.key):

@@ -46,14 +46,18 @@ def make_run(objective: str = "iwae", M: int = 1, K: int = 5, **changes: Any) ->
     return RunSpec(**{**values, **changes})
 
 
-@pytest.fixture(scope="session")
-def grey_images() -> NDArray[np.uint8]:
+def make_images() -> NDArray[np.uint8]:
     """[600, 784] smooth grey blobs, uint8."""
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:28, :28]
     centers = rng.uniform(8, 20, (600, 2, 1, 1))
     blobs = np.exp(-((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2) / 12)
     return (255 * blobs).astype(np.uint8).reshape(600, 784)
+
+
+@pytest.fixture(scope="session")
+def grey_images() -> NDArray[np.uint8]:
+    return make_images()
 
 
 def mirror_folder() -> Path:

@@ -12,13 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data.datasets import load_dataset
+from pipeline.device import Machine
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate_run, evaluation_digest
 from pipeline.files import read_json
 from pipeline.interruption import stop_requested
 from pipeline.results import RunResult
 from pipeline.spec import CohortSpec, EvaluationSpec, RunSpec
-from pipeline.training.cohort import Machine
 from pipeline.training.state import HISTORY, HISTORY_COLUMNS, read_run
 from pipeline.training.train import Interrupted
 from pipeline.workers import run_parallel

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.datasets import load_dataset
+from pipeline.device import Machine
 from pipeline.interruption import stop_requested
 from pipeline.spec import CohortSpec, RunSpec
 from pipeline.training.state import Job
@@ -20,14 +20,6 @@ from pipeline.training.train import Progress, Stack, initial_state, train
 from pipeline.workers import run_parallel
 
 TIMED_STEPS = 5
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where to train: the device, and for a CPU the number of processes (one thread each)."""
-
-    device: torch.device
-    workers: int
 
 
 def stacks(jobs: list[Job], machine: Machine) -> list[list[Job]]:
@@ -48,9 +40,15 @@ def device_images(folder: Path, device: torch.device) -> Tensor:
 
 
 def _train_stack(
-    jobs: list[Job], send: Callable[[Progress], None], *, data: Path, device: torch.device, facts: dict[str, Any]
+    jobs: list[Job],
+    send: Callable[[Progress], None],
+    *,
+    data: Path,
+    machine: Machine,
+    facts: dict[str, Any],
 ) -> None:
-    train(jobs, device_images(data, device), facts, send, stop_requested)
+    images = device_images(data, machine.device)
+    train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds)
 
 
 def train_jobs(
@@ -65,7 +63,7 @@ def train_jobs(
 
     Raises: UserError with what went wrong in each stack that failed; Stopped after SIGINT or SIGTERM.
     """
-    task = partial(_train_stack, data=data, device=machine.device, facts=facts)
+    task = partial(_train_stack, data=data, machine=machine, facts=facts)
     waiting = stacks([job for job in jobs if not job.is_finished], machine)
     run_parallel(task, waiting, machine.workers, lambda _, progress: on_progress(progress), started=started)
 

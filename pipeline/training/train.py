@@ -36,7 +36,6 @@ from pipeline.training.state import (
     save_weights,
 )
 
-CHECKPOINT_SECONDS = 30.0
 STEPS_BETWEEN_CHECKS = 10
 
 
@@ -191,7 +190,7 @@ def train(
     facts: dict[str, Any],
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
-    checkpoint_seconds: float = CHECKPOINT_SECONDS,
+    checkpoint_seconds: float,
 ) -> None:
     """Train the jobs as one stack, each from its checkpoint or its start, and write their run directories.
 

@@ -21,8 +21,11 @@ def tiny_model(layers: int) -> tuple[Parameters, Tensor]:
     latent = (1,) * layers
     generator = torch.Generator().manual_seed(layers)
     p = Parameters(latent, 0.15 * torch.randn(1, count_parameters(latent), generator=generator))
-    # A decoder that says little about h keeps the posterior within reach of q.
+    # Posteriors within reach of q: moderate encoder heads, a decoder that says little about h.
     p.weight["p1.logits"].mul_(0.1)
+    for name, weight in p.weight.items():
+        if name.endswith(("mean", "log_std")):
+            weight.mul_(0.2)
     images = torch.bernoulli(torch.full((6, 784), 0.3), generator=generator)
     return p, images
 
