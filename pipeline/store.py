@@ -23,7 +23,7 @@ from pipeline.training.state import RUN_JSON, Job, read_run
 
 DEFAULT_STORE = Path(".store")
 STORE_VARIABLE = "ELBO_STORE"
-LOCK_SECONDS = 10.0
+LOCK_SECONDS, LOCK_VARIABLE = 10.0, "ELBO_LOCK_SECONDS"
 """Workers of a killed trainer notice within a few steps; so long a new trainer waits for them."""
 
 
@@ -57,7 +57,7 @@ def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -
 
 
 @contextmanager
-def cohort_lock(store: Path, key: str, patience: float = LOCK_SECONDS) -> Iterator[None]:
+def cohort_lock(store: Path, key: str) -> Iterator[None]:
     """Keep every other process out of a cohort. The lock goes when its holder and the holder's workers are gone.
 
     Raises: UserError naming the process that holds it.
@@ -67,7 +67,7 @@ def cohort_lock(store: Path, key: str, patience: float = LOCK_SECONDS) -> Iterat
     holder = path.with_suffix(".pid")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=patience)
+        lock.acquire(timeout=float(os.environ.get(LOCK_VARIABLE, LOCK_SECONDS)))
     except Timeout as error:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
         raise UserError(

@@ -31,7 +31,9 @@ EVALUATION = EvaluationSpec(seed=1, num_samples=70, bound_samples=64, test_image
 
 def golden_runs() -> list[RunSpec]:
     return [
-        make_run(name, *SPLITS.get(name, (1, 6)), name=f"{name}-{layers}L-{protocol}", latent=latent, protocol_name=protocol)
+        make_run(
+            name, *SPLITS.get(name, (1, 6)), name=f"{name}-{layers}L-{protocol}", latent=latent, protocol_name=protocol
+        )
         for name in OBJECTIVES
         for layers, latent in ((1, (50,)), (2, (100, 50)))
         for protocol in PROTOCOLS
