@@ -62,7 +62,7 @@ def by_hand(
     p: Parameters, x: Tensor, eps: list[Tensor], weights: Callable[[Tensor], Weights], M: int, K: int
 ) -> dict[str, Tensor]:
     g = p.zeros_like()
-    f = forward(p, x, eps)
+    f = forward(p, x, eps, backward_follows=True)
     w = weights(f.log_w[0].view(M, K, BATCH))
     flat = {id(part): part.reshape(1, M * K, BATCH) for part in w}
     backward(p, f, Weights(*(flat[id(part)] for part in w)), g)

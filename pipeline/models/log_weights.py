@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
 
+from pipeline.models.kernels import bernoulli, tanh_backward
 from pipeline.models.networks import Parameters
 from pipeline.models.products import affine, product
 from pipeline.objectives import Weights
@@ -45,7 +45,8 @@ class Forward:
     q: list[Gaussian]
     p: list[Gaussian]
     p1_hidden: tuple[Tensor, Tensor]
-    logits: Tensor
+    residual: Tensor | None
+    """x - E[x | h1], [R, T * B, 784]: the gradient of log p(x | h1) in the logits."""
     log_px: Tensor
     log_w: Tensor
 
@@ -69,12 +70,14 @@ def _sum_units(terms: Tensor, active: Tensor | None) -> Tensor:
     return terms.sum(-1) if active is None else (terms * active).sum(-1)
 
 
-def forward(p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | None = None) -> Forward:
+def forward(
+    p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | None = None, backward_follows: bool = False
+) -> Forward:
     """Sample h from q and weigh it.
 
     `x`: [R, B, 784] in {0, 1}. `eps`: per stochastic layer standard normal noise [R, T, B, units].
     `active`: per layer a 0/1 mask [units]; masked units are taken out of the model (their input to every network is
-    zero, their terms leave log w).
+    zero, their terms leave log w). `backward_follows`: keep what only `backward` needs.
     """
     R, B = x.shape[:2]
     T = eps[0].shape[1]
@@ -104,9 +107,8 @@ def forward(p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | 
         decoder.append(block)
     p1_hidden = _hidden(p, "p1", h[0].reshape(R, T * B, -1))
     logits = _linear(p, "p1.logits", p1_hidden[1])
-    image = x.unsqueeze(1)
-    log_px = (logits.view(R, T, B, -1) * image).sum(-1) - softplus(logits).sum(-1).view(R, T, B)
-    return Forward(x, h, eps, q, decoder, p1_hidden, logits, log_px, log_w + log_px)
+    log_px, residual = bernoulli(logits, x, residual=backward_follows)
+    return Forward(x, h, eps, q, decoder, p1_hidden, residual, log_px, log_w + log_px)
 
 
 def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
@@ -136,9 +138,9 @@ def _hidden_backward(
 ) -> Tensor:
     """Through the two tanh layers of a block, from d/d (second hidden) to d/d (first pre-activation)."""
     first, second = hidden
-    delta2 = outgoing * (1 - second.square())
+    delta2 = tanh_backward(outgoing, second)
     _layer_gradient(g, f"{block}.hidden2", first, delta2, weight)
-    delta1 = product(delta2, p.weight[f"{block}.hidden2"].mT) * (1 - first.square())
+    delta1 = tanh_backward(product(delta2, p.weight[f"{block}.hidden2"].mT), first)
     _layer_gradient(g, f"{block}.hidden1", inputs, delta1, weight)
     return delta1
 
@@ -160,8 +162,9 @@ def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None
     theta, path, score = (w.reshape(R, T * B, 1) for w in weights)
     same = weights.path is weights.score
 
-    # Decoder p(x | h1): residual x - sigmoid(logits) for each sample, down to h1.
-    delta = (f.x.unsqueeze(1) - f.logits.sigmoid().view(R, T, B, -1)).view(R, T * B, -1)
+    # Decoder p(x | h1): from the logits of each sample down to h1.
+    delta = f.residual
+    assert delta is not None, "forward(..., backward_follows=True) comes first"
     _layer_gradient(g, "p1.logits", f.p1_hidden[1], delta, theta)
     h = [sample.reshape(R, T * B, -1) for sample in f.h]
     first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, product(delta, p.weight["p1.logits"].mT), theta)

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from pipeline.models import kernels
 from pipeline.protocol import Protocol
 
 
@@ -26,23 +27,15 @@ def adam_ascent(
     `adam_lagged` runs step with the moments from before this gradient.
     """
 
-    def column(values: list[float]) -> Tensor:
-        return torch.tensor(values, dtype=flat.dtype, device=flat.device).unsqueeze(1)
-
-    sizes, epsilons = [], []
-    for p, rate, count in zip(protocols, rates, t, strict=True):
-        root = math.sqrt(1 - p.adam_beta2**count)
-        sizes.append(rate * root / (1 - p.adam_beta1**count))
-        epsilons.append(p.adam_eps * (1 if p.adam_eps_uncorrected else root))
-    eps = column(epsilons)
-
-    def ascend(lagged: bool) -> None:
-        if any(p.adam_lagged is lagged for p in protocols):
-            own = column([size * (p.adam_lagged is lagged) for p, size in zip(protocols, sizes, strict=True)])
-            flat.add_(v.sqrt().add_(eps).reciprocal_().mul_(m).mul_(own))
-
-    ascend(lagged=True)
-    m.lerp_(gradient, column([1 - p.adam_beta1 for p in protocols]))
-    beta2 = column([p.adam_beta2 for p in protocols])
-    v.mul_(beta2).add_(gradient.square().mul_(1 - beta2))
-    ascend(lagged=False)
+    roots = [math.sqrt(1 - p.adam_beta2**count) for p, count in zip(protocols, t, strict=True)]
+    kernels.adam_ascent(
+        flat,
+        m,
+        v,
+        gradient,
+        sizes=[r * root / (1 - p.adam_beta1**n) for r, root, p, n in zip(rates, roots, protocols, t, strict=True)],
+        eps=[p.adam_eps * (1 if p.adam_eps_uncorrected else root) for p, root in zip(protocols, roots, strict=True)],
+        beta1=[p.adam_beta1 for p in protocols],
+        beta2=[p.adam_beta2 for p in protocols],
+        lagged=[p.adam_lagged for p in protocols],
+    )

@@ -134,7 +134,8 @@ class Stack:
 
     def update(self) -> None:
         positions = [earlier + self.step for earlier in self.earlier]
-        f = forward(self.parameters, self.batches.images(positions), self.batches.noise(positions))
+        x, eps = self.batches.images(positions), self.batches.noise(positions)
+        f = forward(self.parameters, x, eps, backward_follows=True)
         weights, bound = weigh(self.groups, f.log_w, self.scale)
         self.gradient.flat.zero_()
         backward(self.parameters, f, weights, self.gradient)

@@ -1,0 +1,140 @@
+"""Elementwise passes of a training step: in torch, and on a CPU compiled from kernels.c, each over its data once.
+
+The compiled ones need a C compiler (`cc`, or what CC names) the first time; without one, or with ELBO_KERNELS=off,
+torch does the work, several times slower in these passes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+SWITCH = "ELBO_KERNELS"
+SOURCE = Path(__file__).with_name("kernels.c")
+FLAGS = ["-O3", "-march=native", "-ffast-math", "-shared", "-fPIC"]
+COMPILE_SECONDS = 60
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "good-elbo"
+
+
+def _processor() -> str:
+    """What -march=native depends on: a home folder may be shared between machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return platform.processor()
+
+
+@lru_cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, from the user's cache folder or compiled into it; None where that cannot be done."""
+    if os.environ.get(SWITCH) == "off":
+        return None
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    key = "\n".join([SOURCE.read_text(), *compiler, *FLAGS, platform.machine(), _processor()])
+    path = _cache_folder() / f"kernels-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    try:
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as building:
+                built = Path(building) / path.name
+                command = [*compiler, *FLAGS, "-o", str(built), str(SOURCE), "-lm"]
+                subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+                built.replace(path)
+        return ctypes.CDLL(str(path))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The library, where it can work on these tensors."""
+    for tensor in tensors:
+        if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
+            return None
+    return library()
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def bernoulli(logits: Tensor, x: Tensor, residual: bool) -> tuple[Tensor, Tensor | None]:
+    """log p(x | logits) of every sample, [R, T, B] nats, and if asked x - sigmoid(logits), [R, T * B, pixels].
+
+    `logits`: [R, T * B, pixels], overwritten. `x`: [R, B, pixels] in {0, 1}.
+    """
+    R, rows, pixels = logits.shape
+    B = x.shape[1]
+    T = rows // B
+    lib = _compiled(logits, x[0])
+    if lib is not None:
+        log_px = logits.new_empty(R, T, B)
+        for own_logits, own_x, own_log_px in zip(logits, x, log_px, strict=True):
+            target = own_logits if residual else None
+            sizes = (ctypes.c_int64(size) for size in (T, B, pixels))
+            lib.bernoulli(_pointer(own_logits), _pointer(own_x), _pointer(own_log_px), _pointer(target), *sizes)
+        return log_px, logits if residual else None
+    by_sample, image = logits.view(R, T, B, pixels), x.unsqueeze(1)
+    log_px = (by_sample * image).sum(-1) - softplus(by_sample).sum(-1)
+    return log_px, (image - by_sample.sigmoid()).view_as(logits) if residual else None
+
+
+def tanh_backward(gradient: Tensor, activation: Tensor) -> Tensor:
+    """gradient * (1 - activation^2); overwrites `gradient`."""
+    lib = _compiled(gradient, activation)
+    if lib is None:
+        return gradient * (1 - activation.square())
+    lib.tanh_backward(_pointer(gradient), _pointer(activation), ctypes.c_int64(gradient.numel()))
+    return gradient
+
+
+def adam_ascent(
+    theta: Tensor,
+    m: Tensor,
+    v: Tensor,
+    gradient: Tensor,
+    sizes: list[float],
+    eps: list[float],
+    beta1: list[float],
+    beta2: list[float],
+    lagged: list[bool],
+) -> None:
+    """theta += size * m / (sqrt(v) + eps) in place on [R, count] buffers, the constants a list over runs.
+
+    The moments are updated too; the step takes those from before this gradient (`lagged`) or after it.
+    """
+    lib = _compiled(theta, m, v, gradient)
+    if lib is not None:
+        for r in range(theta.shape[0]):
+            pointers = (_pointer(tensor[r]) for tensor in (theta, m, v, gradient))
+            constants = (ctypes.c_float(values[r]) for values in (sizes, eps, beta1, beta2))
+            lib.adam_ascent(*pointers, ctypes.c_int64(theta.shape[1]), *constants, ctypes.c_int32(lagged[r]))
+        return
+
+    def column(values: list[float]) -> Tensor:
+        return torch.tensor(values, dtype=theta.dtype, device=theta.device).unsqueeze(1)
+
+    def ascend(now: bool) -> None:
+        if now in lagged:
+            own = column([size * (late is now) for size, late in zip(sizes, lagged, strict=True)])
+            theta.add_(v.sqrt().add_(column(eps)).reciprocal_().mul_(m).mul_(own))
+
+    ascend(True)
+    decay = column(beta2)
+    m.lerp_(gradient, 1 - column(beta1))
+    v.mul_(decay).add_(gradient.square().mul_(1 - decay))
+    ascend(False)
