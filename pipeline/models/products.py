@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_WORTH_IT = 1_000_000
+"""Multiply-adds per run from which oneDNN's set-up pays."""
 
 
-def _use_onednn(tensor: Tensor) -> bool:
-    return _ONEDNN and tensor.device.type == "cpu" and tensor.dtype == torch.float32
+def _use_onednn(rows: Tensor, columns: Tensor) -> bool:
+    if not (_ONEDNN and rows.device.type == "cpu" and rows.dtype == torch.float32):
+        return False
+    return rows.shape[1] * rows.shape[2] * columns.shape[2] >= _WORTH_IT
 
 
 def _onednn(x: Tensor, w: Tensor, bias: Tensor | None, activation: str) -> Tensor:
@@ -28,7 +32,7 @@ def _stacked(parts: list[Tensor]) -> Tensor:
 
 def affine(rows: Tensor, weight: Tensor, bias: Tensor, tanh: bool = False) -> Tensor:
     """rows @ weight + bias, [R, rows, outputs], through tanh if asked. `bias`: [R, 1, outputs]."""
-    if _use_onednn(rows):
+    if _use_onednn(rows, weight):
         kind = "tanh" if tanh else "none"
         return _stacked([_onednn(x, w.T, b[0], kind) for x, w, b in zip(rows, weight, bias, strict=True)])
     result = torch.baddbmm(bias, rows, weight)
@@ -37,6 +41,6 @@ def affine(rows: Tensor, weight: Tensor, bias: Tensor, tanh: bool = False) -> Te
 
 def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b."""
-    if _use_onednn(a):
+    if _use_onednn(a, b):
         return _stacked([_onednn(x, y.T, None, "none") for x, y in zip(a, b, strict=True)])
     return a @ b

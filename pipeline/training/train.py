@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -55,13 +56,13 @@ class Progress:
 
 @dataclass(frozen=True)
 class Estimator:
-    """The runs of a stack that share one objective with the same M, K and parameter."""
+    """Neighbours in a stack that share one objective with the same M, K and parameter."""
 
     objective: Objective
     args: tuple[float, ...]
     M: int
     K: int
-    members: list[int]
+    members: slice
 
     def grouped(self, log_w: Tensor) -> Tensor:
         """Their part of [R, T, B] as [M, K, members * B]."""
@@ -71,35 +72,44 @@ class Estimator:
 
     def ungrouped(self, grouped: Tensor) -> Tensor:
         """The inverse: [members, T, B]."""
-        by_member: Tensor = grouped.unflatten(2, (len(self.members), -1)).permute(2, 0, 1, 3)
+        count = self.members.stop - self.members.start
+        by_member: Tensor = grouped.unflatten(2, (count, -1)).permute(2, 0, 1, 3)
         return by_member.flatten(1, 2)
 
 
+def estimator_key(run: RunSpec) -> tuple[str, int, int, float]:
+    """Runs with equal keys are weighed together; a stack is sorted by it."""
+    return run.objective, run.M, run.K, run.parameter or 0.0
+
+
 def estimators(runs: list[RunSpec]) -> list[Estimator]:
-    groups: dict[tuple[str, int, int, float | None], list[int]] = {}
-    for index, run in enumerate(runs):
-        groups.setdefault((run.objective, run.M, run.K, run.parameter), []).append(index)
-    return [
-        Estimator(OBJECTIVES[name], () if parameter is None else (parameter,), M, K, members)
-        for (name, M, K, parameter), members in groups.items()
-    ]
+    """The stretches of equal estimators in a sorted stack."""
+    found = []
+    for _, stretch in groupby(enumerate(runs), lambda item: estimator_key(item[1])):
+        members = list(stretch)
+        first, run = members[0]
+        args = () if run.parameter is None else (run.parameter,)
+        found.append(Estimator(OBJECTIVES[run.objective], args, run.M, run.K, slice(first, first + len(members))))
+    return found
 
 
 def weigh(groups: list[Estimator], log_w: Tensor, scale: Tensor) -> tuple[Weights, Tensor]:
     """The weights of each sample of a stack, [R, T, B], times `scale` [R, 1, 1]; and each image's bound, [R, B]."""
-    theta, path, score = (torch.empty_like(log_w) for _ in range(3))
-    bound = torch.empty_like(log_w[:, 0])
-    paths_are_scores = True
+    weights, bounds = [], []
     for group in groups:
         own = group.grouped(log_w)
-        weights = group.objective.weights(own, *group.args)
-        paths_are_scores &= weights.path is weights.score
-        for target, source in zip((theta, path, score), weights, strict=True):
-            target[group.members] = group.ungrouped(source)
-        bound[group.members] = group.objective.bound(own, *group.args).unflatten(0, (len(group.members), -1))
-    theta, path = theta * scale, path * scale
-    # The backward pass skips work when it is given one tensor for both.
-    return Weights(theta, path, path if paths_are_scores else score * scale), bound
+        weights.append(group.objective.weights(own, *group.args))
+        bounds.append(group.objective.bound(own, *group.args).unflatten(0, (-1, log_w.shape[2])))
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        rows = [group.ungrouped(part) for group, part in zip(groups, parts, strict=True)]
+        return (rows[0] if len(rows) == 1 else torch.cat(rows)) * scale
+
+    path = joined([w.path for w in weights])
+    # One tensor for equal parts: the backward pass skips work when it is given one for path and score.
+    theta = path if all(w.theta is w.path for w in weights) else joined([w.theta for w in weights])
+    score = path if all(w.score is w.path for w in weights) else joined([w.score for w in weights])
+    return Weights(theta, path, score), bounds[0] if len(bounds) == 1 else torch.cat(bounds)
 
 
 class Stack:
@@ -230,6 +240,8 @@ def _train_lockstep(
     checkpoint_seconds: float,
 ) -> None:
     """Advance runs that stand at the same step to update number `until`."""
+    order = sorted(range(len(jobs)), key=lambda i: estimator_key(jobs[i].spec))
+    jobs, states = [jobs[i] for i in order], [states[i] for i in order]
     stack = Stack([job.spec for job in jobs], states, images)
     points = [set(history_steps(job.spec)) for job in jobs]
     ends = [stage_ends(job.spec) for job in jobs]
