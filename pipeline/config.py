@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
@@ -27,7 +28,7 @@ def _as_list(value: Any) -> Any:
 
 def _known(kind: str, names: Any) -> BeforeValidator:
     def check(value: Any) -> Any:
-        if value not in names:
+        if not isinstance(value, str) or value not in names:
             raise ValueError(f"unknown {kind} {value!r}; allowed: {', '.join(map(str, names))}")
         return value
 
@@ -38,6 +39,8 @@ Positive = Annotated[int, Field(ge=1)]
 Counts = Annotated[list[Positive], BeforeValidator(_as_list), Field(min_length=1)]
 Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
 DatasetName = Annotated[str, _known("dataset", DATASETS)]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
+"""Names become folders and parts of DVC's keys, in which a dot or a slash means something."""
 ProtocolName = Annotated[str, _known("protocol", PROTOCOLS)]
 
 
@@ -61,7 +64,7 @@ class Setting(_Model):
 
 class ScheduleStage(_Model):
     epochs: Positive
-    learning_rate: Annotated[float, Field(gt=0)]
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Experiment(_Model):
@@ -85,7 +88,7 @@ class Evaluation(_Model):
     seed: Annotated[int, Field(ge=0)]
     num_samples: Positive
     bound_samples: Positive
-    test_images: Positive | None
+    test_images: Annotated[int, Field(ge=2)] | None
     train_images: Annotated[int, Field(ge=0)]
     pruned: bool
 
@@ -107,7 +110,7 @@ class Scale(_Model):
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
     evaluation: Evaluation
-    experiments: dict[str, Part]
+    experiments: dict[Name, Part]
 
 
 class Data(_Model):
@@ -118,10 +121,10 @@ class Params(_Model):
     algorithm_version: Positive
     device: Literal["auto", "cpu", "cuda"]
     workers: Positive | Literal["auto"]
-    checkpoint_seconds: Annotated[float, Field(gt=0)]
+    checkpoint_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     data: Data
-    experiments: dict[str, Experiment]
-    scales: Annotated[dict[str, Scale], Field(min_length=1)]
+    experiments: dict[Name, Experiment]
+    scales: Annotated[dict[Name, Scale], Field(min_length=1)]
 
     @field_validator("scales")
     @classmethod
@@ -149,7 +152,7 @@ def load_params(path: Path) -> Params:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: missing; run from the project's folder") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     try:
         return Params.model_validate(content)
@@ -158,23 +161,31 @@ def load_params(path: Path) -> Params:
 
 
 def _describe(detail: Any) -> str:
-    key = ".".join(str(part) for part in detail["loc"] if part not in ("int", "literal['auto']"))
+    # Pydantic adds the branches of a union to the place.
+    branches = ("int", "constrained-int", "literal['auto']")
+    key = ".".join(str(part) for part in detail["loc"] if part not in branches) or "the file"
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_allowed_keys(detail['loc'][:-1]))}"
+        return f"{key}: unknown key; allowed here: {', '.join(_model_at(detail['loc'][:-1]).model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if detail["type"] in ("missing", "value_error") else f", not {detail['input']!r}")
 
 
-def _allowed_keys(location: tuple[Any, ...]) -> list[str]:
-    """The fields of the model at this place of params.yaml."""
-    models: dict[int, type[BaseModel]] = {0: Params}
-    if location:
-        if location[0] == "data":
-            models[1] = Data
-        models[2] = Experiment if location[0] == "experiments" else Scale
-        if "settings" in location:
-            models[4], models[5] = Setting, RunReference
-        elif location[0] == "scales":
-            models[3] = Evaluation
-            models[4] = Part
-    return list(models[len(location)].model_fields)
+def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
+    """The model that describes this place of params.yaml."""
+    annotation: Any = Params
+    for part in location:
+        annotation = _content(annotation)
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            annotation = annotation.model_fields[part].annotation
+        else:
+            annotation = get_args(annotation)[-1]
+    found = _content(annotation)
+    assert issubclass(found, BaseModel)
+    return cast(type[BaseModel], found)
+
+
+def _content(annotation: Any) -> Any:
+    """A type without its Annotated and `| None` wrappings."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = get_args(annotation)[0]
+    return annotation

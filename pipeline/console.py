@@ -38,7 +38,7 @@ class ProgressMeter:
             position = self._skipped + self._done
             left = _clock((self._total - position) / rate)
             print(
-                f"{self._label}: {position:,} of {self._total:,} {self._unit}s, {rate:,.0f}/s, {left} left",
+                f"{self._label}: {position:,} of {self._total:,} {self._unit}s, {_rate(rate)}, {left} left",
                 file=sys.stderr,
                 flush=True,
             )
@@ -46,6 +46,10 @@ class ProgressMeter:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:,.0f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
 
 
 def _clock(seconds: float) -> str:

@@ -36,7 +36,10 @@ def resolve_workers(workers: int | str, device: torch.device) -> int:
     """Processes to spread runs over: one for a GPU, else as asked; `auto` is one a usable core."""
     if device.type == "cuda":
         return 1
-    return int(workers) if workers != "auto" else len(os.sched_getaffinity(0))
+    if workers != "auto":
+        return int(workers)
+    # macOS has no affinity.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def this_machine(device: str, workers: int | str, checkpoint_seconds: float) -> Machine:

@@ -70,7 +70,7 @@ def _settings(where: str, experiment: Experiment) -> list[tuple[Setting, int, in
 
 
 def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec]:
-    """All cohorts by key (`quick/burda-table1-mnist-1L-T50`), those that continue others after them.
+    """All cohorts by key (`quick/burda-table1-mnist-1L-T50`), in the order of the file.
 
     Raises: UserError naming the key of params.yaml at fault.
     """
@@ -134,10 +134,15 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
         key = None if run.continues is None else run.continues.rpartition("/")[0]
         if key != cohort.continues:
             raise UserError(f"{where}: the runs of {cohort.key} continue runs of different cohorts")
-        if key is not None and f"{key}/{run.name}" != run.continues:
-            known = [f"{key}/{other.name}" for other in cohorts[key].runs] if key in cohorts else []
-            if run.continues not in known:
-                raise UserError(f"{where}.settings: after: {run.continues} is no run of this scale")
+        if key is None:
+            continue
+        known = [f"{key}/{other.name}" for other in cohorts[key].runs] if key in cohorts else []
+        if run.continues not in known:
+            raise UserError(f"{where}.settings: after: {run.continues} is no run of this scale")
+        if key == cohort.key:
+            raise UserError(
+                f"{where}.settings: after: {run.continues} is of the same cohort, which cannot continue itself"
+            )
 
 
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:

@@ -18,17 +18,14 @@ def _request(number: int, frame: FrameType | None) -> None:
 def listen(parent: int | None = None) -> None:
     """Turn SIGINT and SIGTERM of this process into a request to stop.
 
+    A request made before (a forked process inherits its parent's handlers) still stands.
     `parent`: also stop when this process is no longer a child of that one (it was killed).
     """
-    global _requested, _parent
-    _requested, _parent = None, parent
+    global _parent
+    _parent = parent
     signal.signal(signal.SIGINT, _request)
     signal.signal(signal.SIGTERM, _request)
 
 
 def stop_requested() -> bool:
     return _requested is not None or (_parent is not None and os.getppid() != _parent)
-
-
-def requested_signal() -> int | None:
-    return _requested

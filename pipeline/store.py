@@ -19,7 +19,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import UserError
 from pipeline.spec import CohortSpec, digest
-from pipeline.training.state import RUN_JSON, Job, read_run
+from pipeline.training.state import Job, read_run
 
 DEFAULT_STORE = Path(".store")
 STORE_VARIABLE = "ELBO_STORE"
@@ -100,7 +100,3 @@ def forget(jobs: list[Job]) -> None:
     """Remove the jobs' folders, so that they train from the start."""
     for job in jobs:
         shutil.rmtree(job.folder, ignore_errors=True)
-
-
-def is_run(folder: Path) -> bool:
-    return (folder / RUN_JSON).exists()

@@ -44,8 +44,15 @@ def _work(task: Task[Any], items: Sequence[Any], connection: Connection, parent:
                     connection.send(("stopped", None))
                     return
                 connection.send(("failed", traceback.format_exc()))
-    except (BrokenPipeError, EOFError):
+    except (OSError, EOFError):
         pass  # The parent is gone; what this worker did is on disk.
+
+
+def _start_method() -> str:
+    """fork shares the imported torch, but neither CUDA nor macOS survive it."""
+    import torch
+
+    return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
 def run_parallel(
@@ -53,18 +60,19 @@ def run_parallel(
     items: Sequence[Item],
     workers: int,
     on_message: Callable[[int, Any], None],
+    name: Callable[[Item], str] = str,
     threads: int = 1,
     started: Callable[[], None] = lambda: None,
 ) -> None:
     """Call `task(item, send)` for every item, in order of the list, on `workers` processes.
 
-    `on_message(index, message)` gets what the task of that item sends. `started()` is called once all workers run.
+    `on_message(index, message)` gets what the task of that item sends. `name(item)` is how messages call it.
+    `started()` is called once all workers run.
     A failed item does not stop the others.
 
     Raises: UserError with the messages of all items that failed; Stopped after SIGINT or SIGTERM.
     """
-    # fork shares the imported torch; macOS cannot fork safely.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    context: Any = multiprocessing.get_context(_start_method())
     queue = list(range(len(items)))
     processes: dict[Connection, Any] = {}
     current: dict[Connection, int] = {}
@@ -83,10 +91,22 @@ def run_parallel(
         index = queue.pop(0) if queue and not stopped else None
         if index is not None:
             current[connection] = index
-        connection.send(index)
+        try:
+            connection.send(index)
+        except OSError:
+            lost(connection)
+            return
         if index is None:
-            processes[connection].join()
-            del processes[connection]
+            processes.pop(connection).join()
+
+    def lost(connection: Connection) -> None:
+        process = processes.pop(connection)
+        process.join()
+        what = name(items[current[connection]]) if connection in current else "no item yet"
+        failures.append(
+            f"{what}: the process that worked on it ended with exit code {process.exitcode}"
+            " (killed, or out of memory); run the same command again to go on from its last checkpoint"
+        )
 
     for connection in list(processes):
         assign(connection)
@@ -100,19 +120,14 @@ def run_parallel(
             assert isinstance(ready, Connection)
             try:
                 kind, content = ready.recv()
-            except EOFError:
-                process = processes.pop(ready)
-                process.join()
-                failures.append(
-                    f"the process that worked on it ended with exit code {process.exitcode}"
-                    " (killed, or out of memory); run the same command again to go on from its last checkpoint"
-                )
+            except (EOFError, OSError):
+                lost(ready)
                 continue
             if kind == "message":
                 on_message(current[ready], content)
                 continue
             if kind == "failed":
-                failures.append(content)
+                failures.append(f"{name(items[current[ready]])}: {content}")
             if kind == "stopped":
                 stopped = True
                 processes.pop(ready).join()

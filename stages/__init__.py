@@ -31,9 +31,14 @@ def run_stage(main: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def asked_for(variable: str) -> bool:
+    """Whether the user set an environment variable, to anything but 0."""
+    return os.environ.get(variable, "") not in ("", "0")
+
+
 def forced() -> bool:
     """Whether the user asked (FORCE=1) to compute again what the store already holds."""
-    return os.environ.get(FORCE_VARIABLE, "") not in ("", "0")
+    return asked_for(FORCE_VARIABLE)
 
 
 def binarized(dataset: str) -> Path:

@@ -24,7 +24,7 @@ from pipeline.tracking import LiveTracker
 from pipeline.training.cohort import estimated_hours, train_jobs
 from pipeline.training.state import Job, read_run
 from pipeline.training.train import Progress, history_rows
-from stages import binarized, forced, run_stage
+from stages import asked_for, binarized, forced, run_stage
 
 RUNS = Path("runs")
 SLOW_VARIABLE = "ELBO_ALLOW_SLOW"
@@ -45,7 +45,7 @@ def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> Non
 
     Raises: UserError with the estimate, the hardware to use, the alternative, and how to go on all the same.
     """
-    if os.environ.get(SLOW_VARIABLE) or sum(job.spec.total_steps for job in jobs) < LONG_RUN_STEPS:
+    if asked_for(SLOW_VARIABLE) or sum(job.spec.total_steps for job in jobs) < LONG_RUN_STEPS:
         return
     scale = [other for other in load_cohorts(COHORTS).values() if other.scale == cohort.scale]
     hours = estimated_hours(max(jobs, key=lambda job: job.spec.T), binarized(cohort.dataset), machine, scale)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from pipeline import interruption
 from pipeline.memory import keep_freed_memory
 from pipeline.protocol import PROTOCOLS
 from pipeline.schedule import burda_schedule
@@ -53,6 +54,13 @@ def make_images() -> NDArray[np.uint8]:
     centers = rng.uniform(8, 20, (600, 2, 1, 1))
     blobs = np.exp(-((y - centers[:, 0]) ** 2 + (x - centers[:, 1]) ** 2) / 12)
     return (255 * blobs).astype(np.uint8).reshape(600, 784)
+
+
+@pytest.fixture(autouse=True)
+def no_stop_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test asks to stop must not stop the next."""
+    monkeypatch.setattr(interruption, "_requested", None)
+    monkeypatch.setattr(interruption, "_parent", None)
 
 
 @pytest.fixture(scope="session")

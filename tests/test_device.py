@@ -43,7 +43,6 @@ def test_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     assert resolve_workers("auto", CUDA) == resolve_workers(7, CUDA) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="os.sched_getaffinity is Linux's alone")
 def test_automatic_workers_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     assert resolve_workers("auto", CPU) >= 1

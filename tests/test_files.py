@@ -74,7 +74,6 @@ def test_content_is_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pyte
     assert path.read_text() == "later and longer"
 
 
-@pytest.mark.xfail(strict=True, raises=OSError, reason="making the folder is outside the try of atomic_path")
 def test_a_folder_that_cannot_be_made_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "occupied").write_text("a file where a folder should be")
     with pytest.raises(UserError, match=r"occupied/file\.txt: cannot be written"):

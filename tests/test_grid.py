@@ -80,7 +80,6 @@ def test_impossible_setting(setting: dict[str, Any], message: str) -> None:
         pytest.param(
             {"experiment": "third", "objective": "iwae", "K": 5},
             "small/third-mnist-1L-T5/iwae-M1-K5-s0",
-            marks=pytest.mark.xfail(strict=True, reason="not looked up when it has the name of the run itself"),
             id="of the same name",
         ),
     ],
@@ -97,7 +96,6 @@ def test_continued_run_must_have_the_same_seed_and_depth() -> None:
     assert "small/first-mnist-2L-T1/vae-M1-K1-s0 is no run" in refusal(small("scales.small.experiments.second", part))
 
 
-@pytest.mark.xfail(strict=True, reason="a cohort that continues itself is taken; DVC then reports a cycle")
 @pytest.mark.parametrize("objectives", [("iwae", "iwae"), ("iwae", "miwae")], ids=["itself", "each other"])
 def test_a_run_cannot_continue_its_own_cohort(objectives: tuple[str, str]) -> None:
     settings = [
@@ -290,7 +288,6 @@ def test_graph_is_small_and_its_keys_are_plain(committed: Params) -> None:
     assert stages < 100
 
 
-@pytest.mark.xfail(strict=True, reason="taken; DVC then looks for evaluations.v1.0, RunResult.scale is a")
 @pytest.mark.parametrize("name", ["v1.0", "a/b"])
 def test_scale_name_that_breaks_keys_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"

@@ -125,13 +125,13 @@ def test_a_failed_item_spares_the_others(workers: int) -> None:
     with pytest.raises(UserError) as caught:
         run_parallel(fail_at_three, [1, 2, 3, 4, 5], workers, lambda _, message: seen.append(message))
     assert sorted(seen) == [1, 2, 4, 5]
-    assert str(caught.value) == "three cannot be done; take four"
+    assert str(caught.value) == "3: three cannot be done; take four"
 
 
 def test_every_failure_is_told() -> None:
     with pytest.raises(UserError) as caught:
         collect(fail_always, [1, 2, 3], 2)
-    assert sorted(str(caught.value).splitlines()) == [f"{i} cannot be done" for i in (1, 2, 3)]
+    assert sorted(str(caught.value).splitlines()) == [f"{i}: {i} cannot be done" for i in (1, 2, 3)]
 
 
 def test_an_unexpected_exception_arrives_with_its_traceback() -> None:
@@ -157,7 +157,6 @@ def test_when_all_workers_are_killed_the_call_ends() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, so that the worker has the patched function")
-@pytest.mark.xfail(strict=True, raises=OSError, reason="a reset or broken pipe is not taken for a dead worker")
 def test_a_worker_killed_before_its_first_item_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.workers.keep_freed_memory", lambda: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(UserError, match="exit code -9"):
@@ -194,7 +193,6 @@ def test_a_signal_while_the_workers_are_busy_stops_them() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, so that the worker has the patched function")
-@pytest.mark.xfail(strict=True, reason="listening in the worker forgets a request that came before; its item goes on")
 def test_a_signal_while_a_worker_starts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     listen = interruption.listen
 

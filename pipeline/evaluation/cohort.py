@@ -75,7 +75,7 @@ def evaluate_cohort(
     """
     waiting = [run for run in runs if not run.diverged and not run.target.with_suffix(".json").exists()]
     task = partial(_evaluate, data=data, machine=machine, spec=spec)
-    run_parallel(task, waiting, machine.workers, lambda _, name: on_run(name))
+    run_parallel(task, waiting, machine.workers, lambda _, name: on_run(name), name=lambda run: run.spec.name)
 
 
 def read_history(path: Path) -> dict[str, NDArray[Any]]:

@@ -34,8 +34,8 @@ def evaluation_digest(spec: EvaluationSpec, run_digest: str) -> str:
 
 
 def evenly_spaced(total: int, count: int | None) -> NDArray[np.int64]:
-    """`count` indices spread over range(total), all where None: LeCun's first 5000 test digits are the easier half."""
-    return np.linspace(0, total, count or total, endpoint=False).astype(np.int64)
+    """`count` indices spread over range(total), or all of it: LeCun's first 5000 test digits are the easier half."""
+    return np.linspace(0, total, min(count or total, total), endpoint=False).astype(np.int64)
 
 
 def binarize_once(grey: NDArray[np.uint8], seed: int, purpose: str) -> Tensor:

@@ -65,7 +65,14 @@ def train_jobs(
     """
     task = partial(_train_stack, data=data, machine=machine, facts=facts)
     waiting = stacks([job for job in jobs if not job.is_finished], machine)
-    run_parallel(task, waiting, machine.workers, lambda _, progress: on_progress(progress), started=started)
+    run_parallel(
+        task,
+        waiting,
+        machine.workers,
+        lambda _, progress: on_progress(progress),
+        name=lambda stack: ", ".join(job.spec.name for job in stack),
+        started=started,
+    )
 
 
 def _time_steps(job: Job, send: Callable[[float], None], *, data: Path, device: torch.device) -> None:
