@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline import interruption
+from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TRAIN_IMAGES
+from pipeline.files import write_json
 from pipeline.memory import keep_freed_memory
 from pipeline.protocol import PROTOCOLS
 from pipeline.schedule import burda_schedule
@@ -57,15 +61,31 @@ def make_images() -> NDArray[np.uint8]:
 
 
 @pytest.fixture(autouse=True)
-def no_stop_requested(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one test asks to stop must not stop the next."""
+def own_signal_handling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Working in parallel takes over this process's handlers; what one test asks to stop must not stop the next."""
     monkeypatch.setattr(interruption, "_requested", None)
     monkeypatch.setattr(interruption, "_parent", None)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
 def grey_images() -> NDArray[np.uint8]:
     return make_images()
+
+
+def write_dataset(folder: Path, images: NDArray[np.uint8]) -> Path:
+    """What the binarize stage writes, of 500 blobs to train and 100 more to test on."""
+    folder.mkdir(parents=True)
+    test = images[500:]
+    arrays = {TRAIN_IMAGES: images[:500], TEST_IMAGES: test, TEST_BITS: (test > 127).astype(np.uint8)}
+    for name, array in arrays.items():
+        np.save(folder / f"{name}.npy", array)
+    counts = {"train_images": 500, "test_images": 100}
+    write_json(folder / INFO, {"name": "mnist", "digest": "data", "counts": counts, "sha256": {}})
+    return folder
 
 
 def mirror_folder() -> Path:

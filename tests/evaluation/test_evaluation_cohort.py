@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,31 +10,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TRAIN_IMAGES
 from pipeline.device import Machine
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import Finished, evaluate_cohort, finished_runs, result_of
 from pipeline.evaluation.evaluate import evaluate_weights
-from pipeline.files import write_json
 from pipeline.results import load_results, save_results
 from pipeline.spec import CohortSpec, EvaluationSpec, Stage
 from pipeline.store import cohort_jobs, copy_finished
 from pipeline.training.state import HISTORY, HISTORY_COLUMNS, WEIGHTS, read_weights
 from pipeline.training.train import train
-from tests.conftest import make_run
+from tests.conftest import make_run, write_dataset
 
 SPEC = EvaluationSpec(seed=1, num_samples=130, bound_samples=64, test_images=10, train_images=5, pruned=False)
 MACHINE = Machine(torch.device("cpu"), 2, 1e9)
 CALM, WILD = ("iwae-M1-K5-s0", "vae-M5-K1-s0"), "wild"
-
-
-@pytest.fixture(autouse=True)
-def own_signal_handlers() -> Iterator[None]:
-    """Working in parallel takes over this process's handlers."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -56,17 +43,6 @@ class Trained:
         seen: list[str] = []
         evaluate_cohort(self.runs(spec), self.data, MACHINE, spec, seen.append)
         return sorted(seen)
-
-
-def write_dataset(folder: Path, grey: NDArray[np.uint8]) -> None:
-    """What the binarize stage writes, of 500 images and 100 more to test on."""
-    folder.mkdir(parents=True)
-    test = grey[500:]
-    arrays = {TRAIN_IMAGES: grey[:500], TEST_IMAGES: test, TEST_BITS: (test > 127).astype(np.uint8)}
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-    counts = {"train_images": 500, "test_images": 100}
-    write_json(folder / INFO, {"name": "mnist", "digest": "data", "counts": counts, "sha256": {}})
 
 
 @pytest.fixture

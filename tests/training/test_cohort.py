@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,42 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 import stages.train as stage
-from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TRAIN_IMAGES
 from pipeline.device import Machine
 from pipeline.errors import UserError
-from pipeline.files import write_json
 from pipeline.spec import CohortSpec, RunSpec, digest
 from pipeline.training.cohort import estimated_hours, relative_cost, stacks, train_jobs
 from pipeline.training.state import WEIGHTS, Job, read_run, read_weights
 from pipeline.training.train import Progress, train
-from tests.conftest import make_run
+from tests.conftest import make_run, write_dataset
 
 ONE_PROCESS, TWO_PROCESSES = (Machine(torch.device("cpu"), count, 1e9) for count in (1, 2))
 GPU = Machine(torch.device("cuda"), 1, 1e9)
 HOUR = 3600.0
 
 
-@pytest.fixture(autouse=True)
-def own_signal_handlers() -> Iterator[None]:
-    """Working in parallel takes over this process's handlers."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 @pytest.fixture(scope="module")
 def data(grey_images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the binarize stage writes, of 500 blobs and 100 more to test on."""
-    folder = tmp_path_factory.mktemp("binarized") / "mnist"
-    folder.mkdir()
-    test = grey_images[500:]
-    arrays = {TRAIN_IMAGES: grey_images[:500], TEST_IMAGES: test, TEST_BITS: (test > 127).astype(np.uint8)}
-    for name, array in arrays.items():
-        np.save(folder / f"{name}.npy", array)
-    counts = {"train_images": 500, "test_images": 100}
-    write_json(folder / INFO, {"name": "mnist", "digest": "data", "counts": counts, "sha256": {}})
-    return folder
+    return write_dataset(tmp_path_factory.mktemp("binarized") / "mnist", grey_images)
 
 
 def job_for(run: RunSpec, store: Path, continues: Path | None = None) -> Job:
