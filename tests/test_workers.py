@@ -189,7 +189,7 @@ def test_a_signal_while_a_worker_starts_is_kept(monkeypatch: pytest.MonkeyPatch)
 
     def late(parent: int | None = None) -> None:
         if parent is not None:
-            time.sleep(0.5)
+            time.sleep(1.5)
         listen(parent)
 
     monkeypatch.setattr(interruption, "listen", late)
