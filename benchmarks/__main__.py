@@ -1,0 +1,103 @@
+"""`python -m benchmarks`: see the package's text; `--help` lists the options."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks import cpu, gpu, peers, table
+from benchmarks.cases import CASES
+from pipeline.errors import UserError
+from pipeline.grid import COHORTS, load_cohorts
+from pipeline.models import kernels
+
+PROJECTED_SCALE = "paper"
+
+
+def _arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="medians are taken over so many (default: 5)")
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="measured for each contestant and round (default: 1)"
+    )
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE", help="%(choices)s"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
+    )
+    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="on a GPU, for training")
+    parser.add_argument("--no-pythae", action="store_true", help="leave pythae out even where it is installed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's rates to FILE")
+    arguments = parser.parse_args(words)
+    if arguments.rounds < 1 or arguments.seconds <= 0:
+        parser.error("--rounds must be at least 1 and --seconds positive")
+    return arguments
+
+
+def _progress(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the numbers hold for."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
+        "cores": os.cpu_count(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "kernels": "in torch" if kernels.library() is None else "compiled",
+        "pythae": peers.version(),
+    }
+
+
+def main(words: list[str] | None = None) -> None:
+    arguments = _arguments(words)
+    cases = [case for name, case in CASES.items() if name in arguments.cases]
+    with_pythae = peers.version() is not None and not arguments.no_pythae
+    use_cuda = arguments.device != "cpu" and torch.cuda.is_available()
+    if arguments.device == "cuda" and not use_cuda:
+        raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA GPU here")
+    device = torch.device("cuda" if use_cuda else "cpu")
+    facts = machine(device)
+    print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
+    shared = (cases, arguments.rounds, arguments.seconds, with_pythae, _progress)
+    hours: dict[str, float] = {}
+    if use_cuda:
+        results = gpu.run(*shared, device, arguments.precision)
+        cohorts = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == PROJECTED_SCALE]
+        hours = gpu.projected_hours(cohorts, device, _progress)
+        text = table.gpu_tables(results, hours)
+    else:
+        results = cpu.run(*shared)
+        text = table.cpu_tables(results)
+    _progress("")
+    print(f"\n{text}")
+    if peers.version() is None:
+        print(f"\npythae is not installed, so the ratio to it is left out; to have it: {peers.INSTALL}")
+    if arguments.json:
+        values = {"machine": facts, "rounds": arguments.rounds, "seconds": arguments.seconds, **asdict(results)}
+        arguments.json.write_text(json.dumps({**values, "projected_hours": hours}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")
