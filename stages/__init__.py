@@ -9,15 +9,22 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from pipeline.config import load_params
 from pipeline.errors import UserError
+from pipeline.grid import COHORTS, PARAMS, check_in_step
 from pipeline.workers import Stopped
 
 FORCE_VARIABLE = "FORCE"
 
 
-def run_stage(main: Callable[[], None]) -> NoReturn:
-    """Run a stage and exit: mistakes that the user can mend end in one line on stderr and code 1."""
+def run_stage(main: Callable[[], None], needs_params: bool = True) -> NoReturn:
+    """Run a stage and exit: mistakes that the user can mend end in one line on stderr and code 1.
+
+    No stage that needs parameters works on wrong ones, or on some that are out of step with `cohorts/`.
+    """
     try:
+        if needs_params:
+            check_in_step(load_params(PARAMS), COHORTS)
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.log_weights import forward
+from pipeline.models.log_weights import Gaussian, encode, forward
 from pipeline.models.networks import Parameters
 from pipeline.randomness import Randomness
 
@@ -45,14 +45,18 @@ def model_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = No
     `active`: unit masks as in `forward`.
     """
     randomness = Randomness(p.flat.device)
+    last: tuple[Tensor, Gaussian] | None = None
 
     def log_weights(images: Tensor, samples: int, block: int, number: int) -> Tensor:
+        nonlocal last
+        if last is None or last[0] is not images:
+            last = images, encode(p, images.unsqueeze(0))
         shape = (samples, images.shape[0])
         eps = [
             randomness.normal((*shape, units), seed, f"evaluation{l + 1}/{block}", number).unsqueeze(0)
             for l, units in enumerate(p.latent)
         ]
-        return forward(p, images.unsqueeze(0), eps, active).log_w[0]
+        return forward(p, images.unsqueeze(0), eps, active, encoded=last[1]).log_w[0]
 
     return log_weights
 

@@ -9,7 +9,6 @@ where it meets an encoder parameter. (Weighting at the output and dividing later
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +16,8 @@ from torch import Tensor
 
 from pipeline.models.kernels import bernoulli, tanh_backward
 from pipeline.models.networks import Parameters
-from pipeline.models.products import affine, product
+from pipeline.models.products import add_product, affine, product
 from pipeline.objectives import Weights
-
-LOG_2PI = math.log(2 * math.pi)
 
 
 @dataclass
@@ -70,14 +67,25 @@ def _sum_units(terms: Tensor, active: Tensor | None) -> Tensor:
     return terms.sum(-1) if active is None else (terms * active).sum(-1)
 
 
+def encode(p: Parameters, x: Tensor) -> Gaussian:
+    """q(h1 | x), which is the same for every sample of an image. `x`: [R, B, 784] in {0, 1}."""
+    return _gaussian(p, "q1", x)
+
+
 def forward(
-    p: Parameters, x: Tensor, eps: list[Tensor], active: list[Tensor] | None = None, backward_follows: bool = False
+    p: Parameters,
+    x: Tensor,
+    eps: list[Tensor],
+    active: list[Tensor] | None = None,
+    encoded: Gaussian | None = None,
+    backward_follows: bool = False,
 ) -> Forward:
     """Sample h from q and weigh it.
 
     `x`: [R, B, 784] in {0, 1}. `eps`: per stochastic layer standard normal noise [R, T, B, units].
     `active`: per layer a 0/1 mask [units]; masked units are taken out of the model (their input to every network is
-    zero, their terms leave log w). `backward_follows`: keep what only `backward` needs.
+    zero, their terms leave log w). `encoded`: q(h1 | x), where it is known already. `backward_follows`: keep what only
+    `backward` needs.
     """
     R, B = x.shape[:2]
     T = eps[0].shape[1]
@@ -86,23 +94,23 @@ def forward(
     h: list[Tensor] = []
     log_w = x.new_zeros(())
     rows = x
+    # No log(2 pi): every unit has it once in log q and once in log p.
     for l, (noise, mask) in enumerate(zip(eps, masks, strict=True)):
-        block = _gaussian(p, f"q{l + 1}", rows)
+        block = encoded if l == 0 and encoded is not None else _gaussian(p, f"q{l + 1}", rows)
         shape = (R, 1, B, -1) if l == 0 else (R, T, B, -1)
-        h_l = block.mean.view(shape) + block.std.view(shape) * noise
-        log_q = -0.5 * _sum_units(noise.square() + LOG_2PI, mask) - _sum_units(block.log_std.view(shape), mask)
-        log_w = log_w - log_q
+        h_l = torch.addcmul(block.mean.view(shape), block.std.view(shape), noise)
+        log_w = log_w + 0.5 * _sum_units(noise.square(), mask) + _sum_units(block.log_std.view(shape), mask)
         if mask is not None:
             h_l = h_l * mask
         q.append(block)
         h.append(h_l)
         rows = h_l.reshape(R, T * B, -1)
-    log_w = log_w - 0.5 * _sum_units(h[-1].square() + LOG_2PI, masks[-1])
+    log_w = log_w - 0.5 * _sum_units(h[-1].square(), masks[-1])
     decoder: list[Gaussian] = []
     for l in range(len(h) - 1, 0, -1):
         block = _gaussian(p, f"p{l + 1}", h[l].reshape(R, T * B, -1))
         u = (h[l - 1].reshape(R, T * B, -1) - block.mean) / block.std
-        log_p = -0.5 * _sum_units(u.square() + LOG_2PI, masks[l - 1]) - _sum_units(block.log_std, masks[l - 1])
+        log_p = -0.5 * _sum_units(u.square(), masks[l - 1]) - _sum_units(block.log_std, masks[l - 1])
         log_w = log_w + log_p.view(R, T, B)
         decoder.append(block)
     p1_hidden = _hidden(p, "p1", h[0].reshape(R, T * B, -1))
@@ -123,8 +131,11 @@ def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
 def _layer_gradient(g: Parameters, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
     """Add d/d weight and d/d bias of sum_rows weight[row] * (row's log w), given d log w / d output of each row."""
     weighted = inputs if weight is None else inputs * weight
-    g.weight[name].add_(product(weighted.mT, outgoing))
-    g.bias[name].add_(outgoing.sum(1, keepdim=True) if weight is None else weight.mT @ outgoing)
+    add_product(g.weight[name], weighted.mT, outgoing)
+    if weight is None:
+        g.bias[name].add_(outgoing.sum(1, keepdim=True))
+    else:
+        g.bias[name].baddbmm_(weight.mT, outgoing)
 
 
 def _hidden_backward(

@@ -43,4 +43,12 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     """a @ b."""
     if _use_onednn(a, b):
         return _stacked([_onednn(x, y.T, None, "none") for x, y in zip(a, b, strict=True)])
-    return a @ b
+    return torch.bmm(a, b)
+
+
+def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
+    """target += a @ b."""
+    if _use_onednn(a, b):
+        target.add_(product(a, b))
+    else:
+        target.baddbmm_(a, b)
