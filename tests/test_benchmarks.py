@@ -56,8 +56,7 @@ def our_gradient(p: Parameters, case: Case, x: Tensor, eps: Tensor) -> dict[str,
     f = forward(p, x.unsqueeze(0), [eps.unsqueeze(0)], backward_follows=True)
     scale = torch.full((1, 1, 1), 1 / BATCH_SIZE, dtype=torch.float64)
     weights, _ = weigh(estimators([run]), f.log_w, scale)
-    g = p.zeros_like()
-    backward(p, f, weights, g)
+    g = backward(p, f, weights)
     gradients = {}
     for ours, theirs in NAMES.items():
         gradients[f"{theirs}.weight"] = g.weight[ours][0].T

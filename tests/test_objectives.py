@@ -61,12 +61,12 @@ def textbook_log_w(
 def by_hand(
     p: Parameters, x: Tensor, eps: list[Tensor], weights: Callable[[Tensor], Weights], M: int, K: int
 ) -> dict[str, Tensor]:
-    g = p.zeros_like()
     f = forward(p, x, eps, backward_follows=True)
     w = weights(f.log_w[0].view(M, K, BATCH))
     flat = {id(part): part.reshape(1, M * K, BATCH) for part in w}
-    backward(p, f, Weights(*(flat[id(part)] for part in w)), g)
-    return g.named_tensors(0)
+    g = backward(p, f, Weights(*(flat[id(part)] for part in w)))
+    named = {f"{name}.weight": weight[0] for name, weight in g.weight.items()}
+    return named | {f"{name}.bias": bias[0, 0] for name, bias in g.bias.items()}
 
 
 def leaves(p: Parameters) -> dict[str, Tensor]:

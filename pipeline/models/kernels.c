@@ -72,22 +72,29 @@ void tanh_backward(float *gradient, const float *activation, int64_t count) {
 }
 
 // One step uphill of Adam, see pipeline/training/optimizer.py: theta += size * m / (sqrt(v) + eps), with the moments
-// from before this gradient (lagged) or after it.
-void adam_ascent(float *theta, float *m, float *v, const float *gradient, int64_t count, float size, float eps,
-                 float beta1, float beta2, int32_t lagged) {
-    if (lagged) {
-        for (int64_t i = 0; i < count; i++) {
-            float g = gradient[i];
-            theta[i] += size * m[i] / (sqrtf(v[i]) + eps);
-            m[i] += (1 - beta1) * (g - m[i]);
-            v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+// from before this gradient (lagged) or after it. The gradient comes in pieces that follow each other in theta.
+void adam_ascent(float *theta, float *m, float *v, const float *const *pieces, const int64_t *counts, int64_t number,
+                 float size, float eps, float beta1, float beta2, int32_t lagged) {
+    for (int64_t piece = 0; piece < number; piece++) {
+        const float *gradient = pieces[piece];
+        int64_t count = counts[piece];
+        if (lagged) {
+            for (int64_t i = 0; i < count; i++) {
+                float g = gradient[i];
+                theta[i] += size * m[i] / (sqrtf(v[i]) + eps);
+                m[i] += (1 - beta1) * (g - m[i]);
+                v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+            }
+        } else {
+            for (int64_t i = 0; i < count; i++) {
+                float g = gradient[i];
+                m[i] += (1 - beta1) * (g - m[i]);
+                v[i] = beta2 * v[i] + (1 - beta2) * g * g;
+                theta[i] += size * m[i] / (sqrtf(v[i]) + eps);
+            }
         }
-    } else {
-        for (int64_t i = 0; i < count; i++) {
-            float g = gradient[i];
-            m[i] += (1 - beta1) * (g - m[i]);
-            v[i] = beta2 * v[i] + (1 - beta2) * g * g;
-            theta[i] += size * m[i] / (sqrtf(v[i]) + eps);
-        }
+        theta += count;
+        m += count;
+        v += count;
     }
 }

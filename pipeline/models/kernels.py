@@ -106,7 +106,7 @@ def adam_ascent(
     theta: Tensor,
     m: Tensor,
     v: Tensor,
-    gradient: Tensor,
+    pieces: list[Tensor],
     sizes: list[float],
     eps: list[float],
     beta1: list[float],
@@ -116,14 +116,20 @@ def adam_ascent(
     """theta += size * m / (sqrt(v) + eps) in place on [R, count] buffers, the constants a list over runs.
 
     The moments are updated too; the step takes those from before this gradient (`lagged`) or after it.
+    `pieces`: the gradient in parts that follow each other in `theta`, [R, ...] each.
     """
-    lib = _compiled(theta, m, v, gradient)
+    lib = _compiled(theta, m, v, *pieces)
     if lib is not None:
+        counts = [piece.numel() // piece.shape[0] for piece in pieces]
+        lengths, number = (ctypes.c_int64 * len(counts))(*counts), ctypes.c_int64(len(counts))
         for r in range(theta.shape[0]):
-            pointers = (_pointer(tensor[r]) for tensor in (theta, m, v, gradient))
+            starts = [piece.data_ptr() + 4 * r * count for piece, count in zip(pieces, counts, strict=True)]
+            state = (_pointer(tensor[r]) for tensor in (theta, m, v))
             constants = (ctypes.c_float(values[r]) for values in (sizes, eps, beta1, beta2))
-            lib.adam_ascent(*pointers, ctypes.c_int64(theta.shape[1]), *constants, ctypes.c_int32(lagged[r]))
+            parts = (ctypes.c_void_p * len(starts))(*starts)
+            lib.adam_ascent(*state, parts, lengths, number, *constants, ctypes.c_int32(lagged[r]))
         return
+    gradient = pieces[0] if len(pieces) == 1 else torch.cat([piece.flatten(1) for piece in pieces], dim=1)
 
     def column(values: list[float]) -> Tensor:
         return torch.tensor(values, dtype=theta.dtype, device=theta.device).unsqueeze(1)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from pipeline.models.kernels import bernoulli, tanh_backward
-from pipeline.models.networks import Parameters
-from pipeline.models.products import add_product, affine, product
+from pipeline.models.networks import Gradient, Parameters
+from pipeline.models.products import affine, product
 from pipeline.objectives import Weights
 
 
@@ -128,19 +128,17 @@ def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
     return _linear(p, "p1.logits", _hidden(p, "p1", h)[1])
 
 
-def _layer_gradient(g: Parameters, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
+def _layer_gradient(g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
     """Add d/d weight and d/d bias of sum_rows weight[row] * (row's log w), given d log w / d output of each row."""
-    weighted = inputs if weight is None else inputs * weight
-    add_product(g.weight[name], weighted.mT, outgoing)
     if weight is None:
-        g.bias[name].add_(outgoing.sum(1, keepdim=True))
+        g.add(name, product(inputs.mT, outgoing), outgoing.sum(1, keepdim=True))
     else:
-        g.bias[name].baddbmm_(weight.mT, outgoing)
+        g.add(name, product((inputs * weight).mT, outgoing), torch.bmm(weight.mT, outgoing))
 
 
 def _hidden_backward(
     p: Parameters,
-    g: Parameters,
+    g: Gradient,
     block: str,
     inputs: Tensor,
     hidden: tuple[Tensor, Tensor],
@@ -157,7 +155,7 @@ def _hidden_backward(
 
 
 def _gaussian_backward(
-    p: Parameters, g: Parameters, block: Gaussian, d_mean: Tensor, d_log_std: Tensor, weight: Tensor | None
+    p: Parameters, g: Gradient, block: Gaussian, d_mean: Tensor, d_log_std: Tensor, weight: Tensor | None
 ) -> Tensor:
     """Like `_hidden_backward`, from d/d mean and d/d log_std."""
     mean, log_std = f"{block.name}.mean", f"{block.name}.log_std"
@@ -167,8 +165,9 @@ def _gaussian_backward(
     return _hidden_backward(p, g, block.name, block.inputs, block.hidden, outgoing, weight)
 
 
-def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None:
-    """Add to `g` the gradient estimate that `weights` ([R, T, B] each) make of the samples of `f`, over all images."""
+def backward(p: Parameters, f: Forward, weights: Weights) -> Gradient:
+    """The gradient estimate that `weights` ([R, T, B] each) make of the samples of `f`, summed over images."""
+    g = Gradient()
     R, T, B = f.log_w.shape
     theta, path, score = (w.reshape(R, T * B, 1) for w in weights)
     same = weights.path is weights.score
@@ -215,3 +214,4 @@ def backward(p: Parameters, f: Forward, weights: Weights, g: Parameters) -> None
                 d_mean += (rest * eps / std).sum(1)
                 d_log_std += (rest * (eps.square() - 1)).sum(1)
             _gaussian_backward(p, g, block, d_mean, d_log_std, None)
+    return g

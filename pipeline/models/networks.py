@@ -9,6 +9,7 @@ ends in the heads `mean` and `log_std`, the Bernoulli block p1 in `logits`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -35,6 +36,7 @@ def _block(name: str, inputs: int, width: int, heads: dict[str, int]) -> list[La
     return hidden + [Layer(f"{name}.{head}", width, outputs) for head, outputs in heads.items()]
 
 
+@lru_cache
 def network(latent: tuple[int, ...]) -> tuple[Layer, ...]:
     """All layers of a model with these stochastic layers (units, bottom first): encoder, then decoder from the top."""
     sizes = (PIXELS, *latent)
@@ -67,13 +69,29 @@ class Parameters:
             start += size + layer.outputs
         assert start == flat.shape[1], f"{flat.shape[1]} parameters given, the network has {start}"
 
-    def zeros_like(self) -> Parameters:
-        return Parameters(self.latent, torch.zeros_like(self.flat))
-
     def named_tensors(self, run: int) -> dict[str, Tensor]:
         """The weights of one run by name: `<layer>.weight` [inputs, outputs], `<layer>.bias` [outputs]."""
         tensors = {f"{name}.weight": tensor[run] for name, tensor in self.weight.items()}
         return tensors | {f"{name}.bias": tensor[run, 0] for name, tensor in self.bias.items()}
+
+
+class Gradient:
+    """The gradient of R models, layer by layer as the backward pass makes it: `weight[name]` and `bias[name]` shaped as
+    in `Parameters`. Pieces of their own, since gathering them in one buffer would move every byte twice more."""
+
+    def __init__(self) -> None:
+        self.weight: dict[str, Tensor] = {}
+        self.bias: dict[str, Tensor] = {}
+
+    def add(self, name: str, weight: Tensor, bias: Tensor) -> None:
+        """Add to a layer's gradient, which is nothing before."""
+        if name in self.weight:
+            weight, bias = self.weight[name] + weight, self.bias[name] + bias
+        self.weight[name], self.bias[name] = weight, bias
+
+    def pieces(self, latent: tuple[int, ...]) -> list[Tensor]:
+        """Weights and biases in the order of a parameter buffer."""
+        return [part[layer.name] for layer in network(latent) for part in (self.weight, self.bias)]
 
 
 def count_parameters(latent: tuple[int, ...]) -> int:

@@ -44,11 +44,3 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     if _use_onednn(a, b):
         return _stacked([_onednn(x, y.T, None, "none") for x, y in zip(a, b, strict=True)])
     return torch.bmm(a, b)
-
-
-def add_product(target: Tensor, a: Tensor, b: Tensor) -> None:
-    """target += a @ b."""
-    if _use_onednn(a, b):
-        target.add_(product(a, b))
-    else:
-        target.baddbmm_(a, b)

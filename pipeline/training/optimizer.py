@@ -18,9 +18,17 @@ def second_moment_start(protocols: list[Protocol], like: Tensor) -> Tensor:
 
 
 def adam_ascent(
-    flat: Tensor, m: Tensor, v: Tensor, gradient: Tensor, protocols: list[Protocol], rates: list[float], t: list[int]
+    flat: Tensor,
+    m: Tensor,
+    v: Tensor,
+    gradient: list[Tensor],
+    protocols: list[Protocol],
+    rates: list[float],
+    t: list[int],
 ) -> None:
     """One step uphill, in place, on [R, count] buffers. `t`: the number of each run's step, from 1.
+
+    `gradient`: in pieces that follow each other in the buffer, [R, ...] each.
 
     With c = sqrt(1 - beta2^t) / (1 - beta1^t) the step is rate * c * m / (sqrt(v) + eps'), where eps' is eps
     (`adam_eps_uncorrected`) or eps * sqrt(1 - beta2^t) (PyTorch's form, the same as eps beside the corrected root).

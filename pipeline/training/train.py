@@ -125,7 +125,6 @@ class Stack:
             return torch.stack(rows).to(device, self.dtype)
 
         self.parameters = Parameters(runs[0].latent, stacked([s.flat for s in states]))
-        self.gradient = self.parameters.zeros_like()
         self.m, self.v = stacked([s.m for s in states]), stacked([s.v for s in states])
         self.sums = torch.stack([s.sums for s in states]).to(device)
         self.summed = [s.summed for s in states]
@@ -147,11 +146,10 @@ class Stack:
         x, eps = self.batches.images(positions), self.batches.noise(positions)
         f = forward(self.parameters, x, eps, backward_follows=True)
         weights, bound = weigh(self.groups, f.log_w, self.scale)
-        self.gradient.flat.zero_()
-        backward(self.parameters, f, weights, self.gradient)
+        gradient = backward(self.parameters, f, weights).pieces(self.parameters.latent)
         rates = [learning_rate(run, self.step) for run in self.runs]
         counts = [position + 1 for position in positions]
-        adam_ascent(self.parameters.flat, self.m, self.v, self.gradient.flat, self.protocols, rates, counts)
+        adam_ascent(self.parameters.flat, self.m, self.v, gradient, self.protocols, rates, counts)
         self.sums += curve_terms(f, bound)
         self.summed = [count + 1 for count in self.summed]
         self.step += 1

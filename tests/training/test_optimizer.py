@@ -17,12 +17,12 @@ CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper"]
 def test_two_steps_of_burdas_code_by_hand() -> None:
     """theta 0, m 0, v 1; gradients 2 then -1; rate .001; beta1 .99, beta2 .999, eps 1e-4."""
     theta, m, v = torch.zeros(1, 1).double(), torch.zeros(1, 1).double(), torch.ones(1, 1).double()
-    adam_ascent(theta, m, v, torch.full_like(theta, 2.0), [CODE], [0.001], [1])
+    adam_ascent(theta, m, v, [torch.full_like(theta, 2.0)], [CODE], [0.001], [1])
     # The first step uses m_0 = 0, so theta stays; then m = .01 * 2, v = .999 + .001 * 4.
     assert theta.item() == 0
     assert m.item() == pytest.approx(0.02, rel=1e-12)
     assert v.item() == pytest.approx(1.003, rel=1e-12)
-    adam_ascent(theta, m, v, torch.full_like(theta, -1.0), [CODE], [0.001], [2])
+    adam_ascent(theta, m, v, [torch.full_like(theta, -1.0)], [CODE], [0.001], [2])
     expected = 0.001 * math.sqrt(1 - 0.999**2) / (1 - 0.99**2) * 0.02 / (math.sqrt(1.003) + 1e-4)
     assert theta.item() == pytest.approx(expected, rel=1e-12)
     assert m.item() == pytest.approx(0.99 * 0.02 - 0.01, rel=1e-12)
@@ -39,7 +39,7 @@ def test_the_papers_form_is_pytorchs() -> None:
     for t, gradient in enumerate(gradients, start=1):
         oracle.grad = gradient.clone()
         optimizer.step()
-        adam_ascent(theta, m, v, gradient.unsqueeze(0), [PAPER], [0.01], [t])
+        adam_ascent(theta, m, v, [gradient.unsqueeze(0)], [PAPER], [0.01], [t])
     torch.testing.assert_close(theta[0], oracle.detach(), rtol=1e-12, atol=1e-15)
 
 
@@ -50,16 +50,16 @@ def test_each_run_of_a_stack_keeps_its_own_constants() -> None:
     theta, m, gradient = (torch.randn(4, 9, generator=generator, dtype=torch.float64) for _ in range(3))
     v = torch.rand(4, 9, generator=generator, dtype=torch.float64)
     alone = [[tensor[r : r + 1].clone() for tensor in (theta, m, v)] for r in range(4)]
-    adam_ascent(theta, m, v, gradient, protocols, rates, t)
+    adam_ascent(theta, m, v, [gradient[:, :4], gradient[:, 4:]], protocols, rates, t)
     for r, (own_theta, own_m, own_v) in enumerate(alone):
-        adam_ascent(own_theta, own_m, own_v, gradient[r : r + 1], [protocols[r]], [rates[r]], [t[r]])
+        adam_ascent(own_theta, own_m, own_v, [gradient[r : r + 1]], [protocols[r]], [rates[r]], [t[r]])
         for stacked, solo in zip((theta, m, v), (own_theta, own_m, own_v), strict=True):
             torch.testing.assert_close(stacked[r], solo[0], rtol=1e-14, atol=0)
     # Every switch matters: no two of the forms give the same step from the same state.
     steps = set()
     for p in (CODE, PAPER, *protocols[2:]):
         state = torch.zeros(1, 1).double(), torch.ones(1, 1).double() * 0.3, torch.ones(1, 1).double() * 0.01
-        adam_ascent(*state, torch.ones(1, 1).double(), [p], [0.01], [3])
+        adam_ascent(*state, [torch.ones(1, 1).double()], [p], [0.01], [3])
         steps.add(round(state[0].item(), 12))
     assert len(steps) == 4
 
