@@ -1,7 +1,7 @@
-"""Elementwise passes of a training step: in torch, and on a CPU compiled from kernels.c, each over its data once.
+"""The compiled kernels, and the elementwise passes of a training step: each over its data once, or in torch.
 
 The compiled ones need a C compiler (`cc`, or what CC names) the first time; without one, or with ELBO_KERNELS=off,
-torch does the work, several times slower in these passes.
+torch does the work, more slowly.
 """
 
 from __future__ import annotations
@@ -60,15 +60,16 @@ def library() -> ctypes.CDLL | None:
         return None
 
 
-def _compiled(*tensors: Tensor) -> ctypes.CDLL | None:
-    """The library, where it can work on these tensors."""
+def compiled(*tensors: Tensor) -> ctypes.CDLL | None:
+    """The library, where it can work on these tensors: float32, contiguous, on a CPU."""
     for tensor in tensors:
         if tensor.device.type != "cpu" or tensor.dtype != torch.float32 or not tensor.is_contiguous():
             return None
     return library()
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """The address of a tensor's first number; NULL for None."""
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
@@ -80,13 +81,13 @@ def bernoulli(logits: Tensor, x: Tensor, residual: bool) -> tuple[Tensor, Tensor
     R, rows, pixels = logits.shape
     B = x.shape[1]
     T = rows // B
-    lib = _compiled(logits, x[0])
+    lib = compiled(logits, x[0])
     if lib is not None:
         log_px = logits.new_empty(R, T, B)
         for own_logits, own_x, own_log_px in zip(logits, x, log_px, strict=True):
             target = own_logits if residual else None
             sizes = (ctypes.c_int64(size) for size in (T, B, pixels))
-            lib.bernoulli(_pointer(own_logits), _pointer(own_x), _pointer(own_log_px), _pointer(target), *sizes)
+            lib.bernoulli(pointer(own_logits), pointer(own_x), pointer(own_log_px), pointer(target), *sizes)
         return log_px, logits if residual else None
     by_sample, image = logits.view(R, T, B, pixels), x.unsqueeze(1)
     log_px = (by_sample * image).sum(-1) - softplus(by_sample).sum(-1)
@@ -95,10 +96,10 @@ def bernoulli(logits: Tensor, x: Tensor, residual: bool) -> tuple[Tensor, Tensor
 
 def tanh_backward(gradient: Tensor, activation: Tensor) -> Tensor:
     """gradient * (1 - activation^2); overwrites `gradient`."""
-    lib = _compiled(gradient, activation)
+    lib = compiled(gradient, activation)
     if lib is None:
         return gradient * (1 - activation.square())
-    lib.tanh_backward(_pointer(gradient), _pointer(activation), ctypes.c_int64(gradient.numel()))
+    lib.tanh_backward(pointer(gradient), pointer(activation), ctypes.c_int64(gradient.numel()))
     return gradient
 
 
@@ -118,13 +119,13 @@ def adam_ascent(
     The moments are updated too; the step takes those from before this gradient (`lagged`) or after it.
     `pieces`: the gradient in parts that follow each other in `theta`, [R, ...] each.
     """
-    lib = _compiled(theta, m, v, *pieces)
+    lib = compiled(theta, m, v, *pieces)
     if lib is not None:
         counts = [piece.numel() // piece.shape[0] for piece in pieces]
         lengths, number = (ctypes.c_int64 * len(counts))(*counts), ctypes.c_int64(len(counts))
         for r in range(theta.shape[0]):
             starts = [piece.data_ptr() + 4 * r * count for piece, count in zip(pieces, counts, strict=True)]
-            state = (_pointer(tensor[r]) for tensor in (theta, m, v))
+            state = (pointer(tensor[r]) for tensor in (theta, m, v))
             constants = (ctypes.c_float(values[r]) for values in (sizes, eps, beta1, beta2))
             parts = (ctypes.c_void_p * len(starts))(*starts)
             lib.adam_ascent(*state, parts, lengths, number, *constants, ctypes.c_int32(lagged[r]))

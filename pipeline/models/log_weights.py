@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pipeline.models.kernels import bernoulli, tanh_backward
 from pipeline.models.networks import Gradient, Parameters
-from pipeline.models.products import affine, product
+from pipeline.models.products import affine, layer_gradient, product
 from pipeline.objectives import Weights
 
 
@@ -130,10 +130,7 @@ def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
 
 def _layer_gradient(g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
     """Add d/d weight and d/d bias of sum_rows weight[row] * (row's log w), given d log w / d output of each row."""
-    if weight is None:
-        g.add(name, product(inputs.mT, outgoing), outgoing.sum(1, keepdim=True))
-    else:
-        g.add(name, product((inputs * weight).mT, outgoing), torch.bmm(weight.mT, outgoing))
+    g.add(name, *layer_gradient(inputs, outgoing, weight))
 
 
 def _hidden_backward(

@@ -1,13 +1,18 @@
-"""The matrix products of stacked layers, on a CPU through oneDNN where torch has it.
+"""The matrix products of stacked layers. All operands are [R, rows, columns].
 
-PyTorch sends float32 `addmm` and `bmm` to MKL, which on AMD processors reaches half of what oneDNN does
-(docs/performance.md). All operands are [R, rows, columns].
+On a CPU float32 products go to the compiled kernels where these apply, else to oneDNN or MKL: PyTorch sends `addmm` and
+`bmm` to MKL, which on AMD processors reaches half of what oneDNN does, and oneDNN takes long to set up small products
+(docs/performance.md).
 """
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
+
+from pipeline.models.kernels import compiled, pointer
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 _WORTH_IT = 1_000_000
@@ -20,27 +25,51 @@ def _use_onednn(rows: Tensor, columns: Tensor) -> bool:
     return rows.shape[1] * rows.shape[2] * columns.shape[2] >= _WORTH_IT
 
 
-def _onednn(x: Tensor, w: Tensor, bias: Tensor | None, activation: str) -> Tensor:
-    """activation(x @ w.T + bias) for two-dimensional x and w of any strides."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, bias, activation, [], "")
-    return result
+def _kernels(rows: Tensor, outputs: int) -> ctypes.CDLL | None:
+    lib = compiled(rows)
+    return lib if lib is not None and outputs >= lib.smallest_width() else None
 
 
-def _stacked(parts: list[Tensor]) -> Tensor:
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b."""
+    if not _use_onednn(a, b):
+        return torch.bmm(a, b)
+    parts = [torch.ops.mkldnn._linear_pointwise(x, y.T, None, "none", [], "") for x, y in zip(a, b, strict=True)]
     return parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts)
 
 
 def affine(rows: Tensor, weight: Tensor, bias: Tensor, tanh: bool = False) -> Tensor:
     """rows @ weight + bias, [R, rows, outputs], through tanh if asked. `bias`: [R, 1, outputs]."""
-    if _use_onednn(rows, weight):
-        kind = "tanh" if tanh else "none"
-        return _stacked([_onednn(x, w.T, b[0], kind) for x, w, b in zip(rows, weight, bias, strict=True)])
-    result = torch.baddbmm(bias, rows, weight)
-    return result.tanh_() if tanh else result
+    R, count, inputs = rows.shape
+    outputs = weight.shape[2]
+    lib = _kernels(rows, outputs)
+    if lib is None or weight.stride()[1:] != (outputs, 1):
+        result = product(rows, weight).add_(bias) if _use_onednn(rows, weight) else torch.baddbmm(bias, rows, weight)
+        return result.tanh_() if tanh else result
+    out = rows.new_empty(R, count, outputs)
+    sizes = (ctypes.c_int64(count), ctypes.c_int64(inputs), ctypes.c_int64(outputs), ctypes.c_int32(tanh))
+    for r in range(R):
+        lib.affine(pointer(rows[r]), pointer(weight[r]), pointer(bias[r]), pointer(out[r]), *sizes)
+    return out
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b."""
-    if _use_onednn(a, b):
-        return _stacked([_onednn(x, y.T, None, "none") for x, y in zip(a, b, strict=True)])
-    return torch.bmm(a, b)
+def layer_gradient(rows: Tensor, outgoing: Tensor, importance: Tensor | None) -> tuple[Tensor, Tensor]:
+    """d/d weight [R, inputs, outputs] and d/d bias [R, 1, outputs] of what leaves a layer.
+
+    The sum over rows of importance[r] * outer(rows[r], outgoing[r]). `importance`: [R, rows, 1], None for all ones.
+    """
+    R, count, inputs = rows.shape
+    outputs = outgoing.shape[2]
+    lib = _kernels(rows, outputs)
+    if lib is None or compiled(outgoing) is None or (importance is not None and compiled(importance) is None):
+        if importance is None:
+            return product(rows.mT, outgoing), outgoing.sum(1, keepdim=True)
+        return product((rows * importance).mT, outgoing), torch.bmm(importance.mT, outgoing)
+    weight, bias = rows.new_empty(R, inputs, outputs), rows.new_empty(R, 1, outputs)
+    scratch = None if importance is None else rows.new_empty(count, inputs)
+    sizes = (ctypes.c_int64(count), ctypes.c_int64(inputs), ctypes.c_int64(outputs))
+    for r in range(R):
+        own = pointer(None if importance is None else importance[r])
+        targets = pointer(scratch), pointer(weight[r]), pointer(bias[r])
+        lib.layer_gradient(pointer(rows[r]), pointer(outgoing[r]), own, *targets, *sizes)
+    return weight, bias

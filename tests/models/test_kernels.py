@@ -11,15 +11,6 @@ from torch.nn.functional import softplus
 from pipeline.models import kernels
 
 
-@pytest.fixture(params=["compiled", "torch"])
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "torch":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
-        pytest.skip("no C compiler here")
-    return str(request.param)
-
-
 @pytest.mark.parametrize("pixels", [784, 37, 2100])
 @pytest.mark.parametrize("runs", [1, 2])
 def test_bernoulli(path: str, pixels: int, runs: int) -> None:

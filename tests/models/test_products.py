@@ -1,36 +1,77 @@
-"""The oneDNN products against float64 ones."""
+"""Products in single precision, compiled and through torch's libraries, against double precision."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from pipeline.models.products import affine, product
+from pipeline.models.products import affine, layer_gradient, product
+
+# Tiles are 8 (4) rows by 48 and 16 (24 and 8, 12 and 4) columns: sizes on, just off and below them. The last is large
+# enough for oneDNN.
+SHAPES = [(1, 3, 16), (7, 5, 17), (20, 784, 50), (33, 50, 200), (8, 16, 48), (13, 20, 49), (5, 4, 2), (400, 70, 60)]
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def close(ours: torch.Tensor, exact: torch.Tensor, terms: int) -> None:
+    torch.testing.assert_close(ours.double(), exact, rtol=1e-5, atol=2e-6 * terms**0.5)
 
 
 @pytest.mark.parametrize("runs", [1, 3])
-@pytest.mark.parametrize(("n", "inputs", "outputs"), [(40, 30, 20), (400, 70, 60)], ids=["small", "large"])
-def test_products_of_any_strides(runs: int, n: int, inputs: int, outputs: int) -> None:
-    """Small products stay with MKL, large ones go to oneDNN."""
-    generator = torch.Generator().manual_seed(0)
-    rows, weight = (
-        torch.randn(runs, n, inputs, generator=generator),
-        torch.randn(runs, inputs, outputs, generator=generator),
-    )
-    bias, other = torch.randn(runs, 1, outputs, generator=generator), torch.randn(runs, n, outputs, generator=generator)
-    expected = rows.double() @ weight.double() + bias.double()
-    torch.testing.assert_close(affine(rows, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(affine(rows, weight, bias, tanh=True).double(), expected.tanh(), rtol=1e-5, atol=1e-4)
-    # As the backward pass calls it: both operands transposed views.
-    torch.testing.assert_close(
-        product(rows.mT, other).double(), rows.double().mT @ other.double(), rtol=1e-5, atol=1e-4
-    )
-    torch.testing.assert_close(
-        product(other, weight.mT).double(), other.double() @ weight.double().mT, rtol=1e-5, atol=1e-4
-    )
+@pytest.mark.parametrize(("n", "inputs", "outputs"), SHAPES)
+def test_affine(path: str, runs: int, n: int, inputs: int, outputs: int) -> None:
+    rows = random(runs, n, inputs)
+    # As in a parameter buffer: each run's weights are contiguous, the stack is not.
+    buffer = random(runs, inputs * outputs + outputs + 5)
+    weight = buffer[:, : inputs * outputs].unflatten(1, (inputs, outputs))
+    bias = buffer[:, inputs * outputs : -5].unsqueeze(1)
+    exact = rows.double() @ weight.double() + bias.double()
+    close(affine(rows, weight, bias), exact, inputs)
+    close(affine(rows, weight, bias, tanh=True), exact.tanh(), inputs)
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize(("n", "inputs", "outputs"), SHAPES)
+def test_layer_gradient(path: str, runs: int, n: int, inputs: int, outputs: int, weighted: bool) -> None:
+    rows, outgoing = random(runs, n, inputs), random(runs, n, outputs, seed=1)
+    importance = random(runs, n, 1, seed=2).abs() if weighted else None
+    exact_rows = rows.double() * (importance.double() if importance is not None else 1)
+    ones = importance.double() if importance is not None else torch.ones(runs, n, 1, dtype=torch.float64)
+    weight, bias = layer_gradient(rows, outgoing, importance)
+    close(weight, exact_rows.mT @ outgoing.double(), n)
+    close(bias, ones.mT @ outgoing.double(), n)
+
+
+@pytest.mark.parametrize("runs", [1, 3])
+@pytest.mark.parametrize(("n", "inputs", "outputs"), SHAPES)
+def test_product_of_any_strides(path: str, runs: int, n: int, inputs: int, outputs: int) -> None:
+    a, b, c = random(runs, n, inputs), random(runs, n, outputs), random(runs, inputs, outputs)
+    close(product(a.mT, b), a.double().mT @ b.double(), n)
+    close(product(b, c.mT), b.double() @ c.double().mT, outputs)
+
+
+def test_tanh_far_out_and_near_zero(path: str) -> None:
+    x = torch.cat([torch.linspace(-100, 100, 63), torch.tensor([0.0, -0.0, 1e-6, -1e-6, 1e30])]).view(1, 1, -1)
+    zero = torch.zeros(1, 1, x.shape[2])
+    ours = affine(zero[..., :1], zero, x, tanh=True)
+    torch.testing.assert_close(ours.double(), x.double().tanh(), rtol=1e-5, atol=2e-7)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_diverged_layer_shows(path: str, bad: float) -> None:
+    rows = torch.ones(1, 3, 4)
+    rows[0, 1, 2] = bad
+    weight = torch.ones(1, 4, 20)
+    assert not torch.isfinite(affine(rows, weight, torch.zeros(1, 1, 20))[0, 1]).any()
+    gradient, _ = layer_gradient(rows, torch.ones(1, 3, 20), None)
+    assert not torch.isfinite(gradient[0, 2]).any()
 
 
 def test_double_precision_stays_double() -> None:
-    rows, weight = torch.randn(1, 4, 3, dtype=torch.float64), torch.randn(1, 3, 2, dtype=torch.float64)
-    assert affine(rows, weight, torch.zeros(1, 1, 2, dtype=torch.float64)).dtype == torch.float64
-    torch.testing.assert_close(product(rows, weight), rows @ weight, rtol=0, atol=0)
+    rows, weight = torch.randn(1, 4, 3, dtype=torch.float64), torch.randn(1, 3, 20, dtype=torch.float64)
+    ours = affine(rows, weight, torch.zeros(1, 1, 20, dtype=torch.float64))
+    torch.testing.assert_close(ours, rows @ weight, rtol=0, atol=1e-15)
