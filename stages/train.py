@@ -70,7 +70,7 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
     def start_tracker() -> None:
         # Importing MLflow takes seconds; the workers train meanwhile.
         nonlocal tracker
-        digests = {job.spec.name: job.digest for job in jobs}
+        digests = {job.spec.name: job.digest for job in waiting}
         tracker = LiveTracker(Path.cwd(), cohort, digests, os.environ.get("DVC_STAGE"), revision)
 
     def on_progress(progress: Progress) -> None:
