@@ -565,12 +565,13 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
             palette = {label: _colour(run.spec.objective) for label, run in zip(labels, own, strict=True)}
             shape: dict[str, Any] = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8}
             sns.violinplot(long, x="setting", y="ess", hue="setting", palette=palette, ax=ax, gridsize=60, **shape)
-            ax.set(ylim=(0, 1), xlabel="", ylabel="ESS / 64", title=layers_name(layers))
+            top = min(1.0, 1.1 * max(run.arrays["ess_64"].max() for run in runs))
+            ax.set(ylim=(0, top), xlabel="", ylabel="ESS / 64", title=layers_name(layers))
             ax.tick_params(axis="x", labelsize=7)
             ax.grid(axis="y", color="#eeeeee")
         caption = (
             "Effective sample size of 64 posterior samples divided by 64, one value a test image; dashed: median, "
-            "dotted: quartiles. Nearer to 1: the posterior approximation fits better. The first seed of each cell."
+            "dotted: quartiles. Nearer to 1 (1/64 is the least): the posterior approximation fits better. The first seed of each cell."
         )
         return _finish(canvas, name, title, caption, data)
 
