@@ -571,8 +571,8 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
             ax.grid(axis="y", color="#eeeeee")
         caption = (
             "Effective sample size of 64 posterior samples divided by 64, one value a test image; dashed: median, "
-            "dotted: quartiles. Nearer to 1 (1/64 is the least): the posterior approximation fits better. The first seed "
-            "of each cell."
+            "dotted: quartiles. Nearer to 1 (1/64 is the least): the posterior approximation fits better. The first "
+            "seed of each cell."
         )
         return _finish(canvas, name, title, caption, data)
 
