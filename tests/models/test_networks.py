@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.models.networks import Parameters, count_parameters, flatten, initial_weights, network
-from pipeline.protocol import PROTOCOLS
+from pipeline.protocol import PROTOCOLS, Protocol
 
 CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper"]
 MEAN = np.linspace(0, 1, 784)
@@ -15,9 +15,8 @@ MEAN = np.linspace(0, 1, 784)
 
 @pytest.mark.parametrize("latent", [(50,), (100, 50)])
 @pytest.mark.parametrize("protocol", [CODE, PAPER])
-def test_initial_ranges_and_biases(latent: tuple[int, ...], protocol: object) -> None:
-    assert protocol in (CODE, PAPER)
-    flat = initial_weights(latent, protocol, 0, MEAN)  # type: ignore[arg-type]
+def test_initial_ranges_and_biases(latent: tuple[int, ...], protocol: Protocol) -> None:
+    flat = initial_weights(latent, protocol, 0, MEAN)
     named = Parameters(latent, flat.unsqueeze(0)).named_tensors(0)
     for layer in network(latent):
         weight = named[f"{layer.name}.weight"]
