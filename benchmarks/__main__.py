@@ -34,7 +34,12 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
     )
-    parser.add_argument("--precision", choices=("float32", "tf32"), default="float32", help="on a GPU, for training")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "tf32", "bfloat16"),
+        default="float32",
+        help="of products in training, on a GPU",
+    )
     parser.add_argument("--no-pythae", action="store_true", help="leave pythae out even where it is installed")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's rates to FILE")
     arguments = parser.parse_args(words)

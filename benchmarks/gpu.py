@@ -6,8 +6,8 @@ Runs in this process; on a CPU device too, which is how the tests reach it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -17,21 +17,49 @@ from benchmarks.cases import NLL, Case, binarized, grey_images, run_spec
 from benchmarks.contest import HALF, Contestant, Results, hold
 from benchmarks.measure import Layout, Tick, rate_here
 from pipeline.spec import CohortSpec
+from pipeline.training.device_stack import ENGINES
 
 STACK_SIZES = (1, 5, 10, 20)
+COMPARED_SIZE = 10
+"""Of the stacks that compare engines."""
 HERE = (Layout(1, 1),)
 OURS, PYTHAE, PLAIN, TF32_PRODUCT = "ours", "pythae", "plain", "TF32 product"
 PROJECTION_SECONDS = 0.5
 """Measured for each cohort."""
 
 
-def stack_name(size: int) -> str:
-    return f"ours, R={size}"
+@dataclass(frozen=True)
+class StackName:
+    """How a stack is called among the contestants."""
+
+    engine: str
+    size: int
+
+    def __str__(self) -> str:
+        return f"{OURS} {self.engine} {self.size}"
+
+    @staticmethod
+    def of(text: str) -> StackName:
+        """The inverse of `str`."""
+        _, engine, size = text.split()
+        return StackName(engine, int(size))
 
 
-def _stack(size: int, case: Case, images: Tensor, precision: str) -> Contestant:
-    runs = [run_spec(case, "published-code", seed, precision) for seed in range(size)]
-    return Contestant(stack_name(size), partial(ours.train_stack, runs=runs, images=images), HERE, weight=size)
+def stacks(sizes: tuple[int, ...], device: torch.device) -> list[StackName]:
+    """All sizes with the engine that is chosen by itself, then one size with each that can run here."""
+    engines = [name for name, engine in ENGINES.items() if engine.missing(device) is None and device.type == "cuda"]
+    return [StackName("auto", size) for size in sizes] + [StackName(name, COMPARED_SIZE) for name in engines]
+
+
+def _stack(stack: StackName, case: Case, images: Tensor, precision: str) -> Contestant:
+    runs = [run_spec(case, "published-code", seed, precision) for seed in range(stack.size)]
+    # Built in the first round alone: compiling takes longer than measuring.
+    built = cache(lambda: ours.stack_of(runs, images, stack.engine))
+
+    def work(rank: int, tick: Tick) -> None:
+        ours.advance(rank, tick, stack=built())
+
+    return Contestant(str(stack), work, HERE, weight=stack.size)
 
 
 def _plain(rank: int, tick: Tick, *, case: Case, images: Tensor, tf32: bool) -> None:
@@ -48,7 +76,7 @@ def contestants(
         its_work = partial(peers.estimate_nll, bits=bits, device=device)
         plain_work = partial(plain.estimate_nll, images=images, bits=bits)
     else:
-        found = [_stack(size, case, images, precision) for size in sizes]
+        found = [_stack(stack, case, images, precision) for stack in stacks(sizes, device)]
         its_work = partial(peers.train, case=case, bits=bits, device=device)
         plain_work = partial(_plain, case=case, images=images, tf32=precision == "tf32")
     if with_pythae:
@@ -88,8 +116,8 @@ def projected_hours(
     for cohort in cohorts:
         on_progress(f"projection, {cohort.name}")
         runs = [replace(run, train_images=len(images), continues=None) for run in cohort.runs]
-        work = partial(ours.train_stack, runs=runs, images=images)
+        stack = ours.stack_of(runs, images)
         steps = max(run.total_steps for run in cohort.runs)
-        own = steps / rate_here(work, PROJECTION_SECONDS, device) / 3600
+        own = steps / rate_here(partial(ours.advance, stack=stack), PROJECTION_SECONDS, device) / 3600
         hours[cohort.experiment] = hours.get(cohort.experiment, 0.0) + own
     return hours

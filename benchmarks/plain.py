@@ -14,7 +14,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from benchmarks.cases import LATENT, NLL_SAMPLES, Case
 from benchmarks.measure import Tick
-from pipeline.evaluation.likelihood import IMAGES_PER_BLOCK, SAMPLES_PER_PASS
+from pipeline.evaluation.likelihood import BLOCKS
 from pipeline.spec import BATCH_SIZE
 
 LOG_2PI = math.log(2 * math.pi)
@@ -108,11 +108,12 @@ def estimate_nll(rank: int, tick: Tick, *, images: Tensor, bits: Tensor) -> None
     """Units: images. The encoder runs once an image, the decoder on as many samples at a time as in the pipeline."""
     torch.manual_seed(rank)
     model = Plain().to(images.device)
-    for x in bits.to(images.device).split(IMAGES_PER_BLOCK):
+    block = BLOCKS[images.device.type]
+    for x in bits.to(images.device).split(block.images):
         mean, log_std = model.encode(x)
         passes = []
-        for _ in range(NLL_SAMPLES // SAMPLES_PER_PASS):
-            eps = torch.randn(SAMPLES_PER_PASS, len(x), LATENT[0], device=x.device)
+        for _ in range(NLL_SAMPLES // block.samples):
+            eps = torch.randn(block.samples, len(x), LATENT[0], device=x.device)
             passes.append(model.log_weights(x, mean, log_std, eps))
-            tick(len(x) * SAMPLES_PER_PASS / NLL_SAMPLES)
+            tick(len(x) * block.samples / NLL_SAMPLES)
         torch.logsumexp(torch.cat(passes), 0)

@@ -92,16 +92,20 @@ def _cpu_ceilings(results: Results) -> str:
 
 
 def gpu_tables(results: Results, hours: dict[str, float]) -> str:
-    rows = [["case", "unit", "R", "us / stacked step", "ours", "ours / plain", "ours / pythae", "of TF32 rate"]]
+    rows = [
+        ["case", "unit", "engine", "R", "us / stacked step", "ours", "ours / plain", "ours / pythae", "of TF32 rate"]
+    ]
     for name, rates in results.rates.items():
         for who in (who for who in rates if who.startswith(gpu.OURS)):
-            size = int(who.rpartition("=")[2]) if "=" in who else 1
+            stack = None if name == NLL.name else gpu.StackName.of(who)
+            median = Spread.of(rates[who]).median
             rows.append(
                 [
                     CASES[name].title,
                     _unit(name),
-                    str(size),
-                    _number(1e6 * size / Spread.of(rates[who]).median) if "=" in who else MISSING,
+                    MISSING if stack is None else stack.engine,
+                    MISSING if stack is None else str(stack.size),
+                    MISSING if stack is None else _number(1e6 * stack.size / median),
                     _rate(rates, who),
                     _ratio(rates, who, gpu.PLAIN),
                     _ratio(rates, who, gpu.PYTHAE),

@@ -105,7 +105,7 @@ class Evaluation(_Model):
 
 class Scale(_Model):
     protocol: ProtocolName
-    precision: Literal["float32", "tf32", "float64"]
+    precision: Literal["float32", "tf32", "bfloat16", "float64"]
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
@@ -121,6 +121,7 @@ class Params(_Model):
     algorithm_version: Positive
     device: Literal["auto", "cpu", "cuda"]
     workers: Positive | Literal["auto"]
+    engine: Literal["auto", "fused", "compiled", "graph", "plain"]
     checkpoint_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)]
     data: Data
     experiments: dict[Name, Experiment]

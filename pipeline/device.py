@@ -12,11 +12,13 @@ from pipeline.errors import UserError
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to train: the device, for a CPU the number of processes (one thread each), and how often to save."""
+    """Where to train: the device, for a CPU the number of processes (one thread each), how often to save, and for a
+    GPU how updates are run (a key of `pipeline.training.device_stack.ENGINES`, or `auto`)."""
 
     device: torch.device
     workers: int
     checkpoint_seconds: float
+    engine: str = "auto"
 
 
 def resolve_device(name: str) -> torch.device:
@@ -42,10 +44,10 @@ def resolve_workers(workers: int | str, device: torch.device) -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def this_machine(device: str, workers: int | str, checkpoint_seconds: float) -> Machine:
+def this_machine(device: str, workers: int | str, checkpoint_seconds: float, engine: str = "auto") -> Machine:
     """What params.yaml asks for, resolved.
 
     Raises: UserError when it asks for CUDA and there is none.
     """
     resolved = resolve_device(device)
-    return Machine(resolved, resolve_workers(workers, resolved), checkpoint_seconds)
+    return Machine(resolved, resolve_workers(workers, resolved), checkpoint_seconds, engine)

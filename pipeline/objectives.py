@@ -51,7 +51,7 @@ class Objective:
 
 
 def log_mean_exp(log_w: Tensor, dims: tuple[int, ...]) -> Tensor:
-    count = math.prod(log_w.shape[d] for d in dims)
+    count = math.prod([log_w.shape[d] for d in dims])
     return torch.logsumexp(log_w, dims) - math.log(count)
 
 

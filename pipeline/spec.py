@@ -47,7 +47,7 @@ class RunSpec:
     max_steps: int | None
     """Stop after so many updates even if the schedule goes on."""
     precision: str
-    """`float32`, `tf32` (CUDA only; on a CPU the same as float32) or `float64`."""
+    """`float32`, `tf32` (CUDA only; on a CPU the same as float32), `bfloat16` (large products) or `float64`."""
     continues: str | None
     """`<cohort>/<run>` whose final weights and optimizer state this run starts from."""
     algorithm_version: int

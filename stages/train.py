@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
     cohort = load_cohort(COHORTS, parser.parse_args().cohort)
     params = load_params(PARAMS)
-    machine = this_machine(params.device, params.workers, params.checkpoint_seconds)
+    machine = this_machine(params.device, params.workers, params.checkpoint_seconds, params.engine)
     store = store_folder()
     start = time.monotonic()
     with cohort_lock(store, cohort.key):

@@ -21,7 +21,7 @@ from pipeline.models.log_weights import backward, forward
 from pipeline.models.networks import Parameters
 from pipeline.objectives import OBJECTIVES
 from pipeline.spec import BATCH_SIZE, CohortSpec
-from pipeline.training.train import estimators, weigh
+from pipeline.training.stack import estimators, weigh
 from tests.conftest import ROOT, make_run
 
 CPU = torch.device("cpu")
@@ -148,7 +148,7 @@ def test_stacks_of_a_gpu_are_measured_and_tabled(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(gpu, "PROJECTION_SECONDS", 0.02)
     cases = [CASES["k1"], NLL]
     results = gpu.run(cases, 2, 0.02, False, lambda _: None, CPU, "float32", sizes=(1, 2))
-    assert set(results.rates["k1"]) == {gpu.stack_name(1), gpu.stack_name(2), gpu.PLAIN}
+    assert set(results.rates["k1"]) == {str(gpu.StackName("auto", size)) for size in (1, 2)} | {gpu.PLAIN}
     cohort = CohortSpec("paper", "one", "one-mnist-1L-T5", (make_run(seed=0), make_run(seed=1)))
     hours = gpu.projected_hours([cohort, cohort], CPU, lambda _: None)
     assert set(hours) == {"one"}

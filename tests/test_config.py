@@ -19,6 +19,7 @@ SMALL: dict[str, Any] = {
     "algorithm_version": 1,
     "device": "cpu",
     "workers": 2,
+    "engine": "auto",
     "checkpoint_seconds": 30,
     "data": {"test_binarization_seed": 123},
     "experiments": {
@@ -101,7 +102,7 @@ def test_small_parameters_load(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
-        ("", "algorithm_version, device, workers, checkpoint_seconds, data, experiments, scales"),
+        ("", "algorithm_version, device, workers, engine, checkpoint_seconds, data, experiments, scales"),
         ("data.", "test_binarization_seed"),
         ("experiments.first.", "T, settings, schedule"),
         ("experiments.first.settings.1.", "objective, M, K, parameter, after"),
@@ -140,7 +141,11 @@ def test_misspelt_key(place: str, allowed: str, tmp_path: Path) -> None:
         ("scales.small.seeds", [-1], "scales.small.seeds.0: Input should be greater than or equal to 0, not -1"),
         ("scales.small.seeds", [], "scales.small.seeds: List should have at least 1 item"),
         ("scales.small.stages", 9, "scales.small.stages: Input should be less than or equal to 8, not 9"),
-        ("scales.small.precision", "half", "scales.small.precision: Input should be 'float32', 'tf32' or 'float64'"),
+        (
+            "scales.small.precision",
+            "half",
+            "scales.small.precision: Input should be 'float32', 'tf32', 'bfloat16' or 'float64'",
+        ),
         ("scales.small.evaluation.bound_samples", 131, "scales.small.evaluation.bound_samples: must not exceed num_"),
         (
             "scales.small.experiments.first.datasets",

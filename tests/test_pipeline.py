@@ -24,6 +24,7 @@ TINY: dict[str, Any] = {
     "algorithm_version": 1,
     "device": "cpu",
     "workers": 1,
+    "engine": "auto",
     "checkpoint_seconds": 30,
     "data": {"test_binarization_seed": 123},
     "experiments": {

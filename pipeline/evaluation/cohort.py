@@ -1,4 +1,4 @@
-"""Evaluating a cohort's finished runs, one run a process on a CPU."""
+"""Evaluating a cohort's finished runs: on a CPU each in a process of its own, on a GPU one after the other."""
 
 from __future__ import annotations
 
@@ -55,15 +55,17 @@ def finished_runs(cohort: CohortSpec, training: Path, store: Path, spec: Evaluat
 
 
 def _evaluate(
-    run: Finished, send: Callable[[str], None], *, data: Path, machine: Machine, spec: EvaluationSpec
+    runs: list[Finished], send: Callable[[str], None], *, data: Path, machine: Machine, spec: EvaluationSpec
 ) -> None:
     def check() -> None:
         if stop_requested():
             raise Interrupted
 
     dataset = load_dataset(data)
-    evaluate_run(run.folder, run.spec, spec, dataset.train_images, dataset.test_bits, machine.device, run.target, check)
-    send(run.spec.name)
+    grey, bits = dataset.train_images, dataset.test_bits
+    for run in runs:
+        evaluate_run(run.folder, run.spec, spec, grey, bits, machine.device, run.target, check)
+        send(run.spec.name)
 
 
 def evaluate_cohort(
@@ -74,8 +76,14 @@ def evaluate_cohort(
     Raises: UserError with what went wrong; Stopped after SIGINT or SIGTERM.
     """
     waiting = [run for run in runs if not run.diverged and not run.target.with_suffix(".json").exists()]
+    # A GPU is set up once for all runs: that takes longer than an evaluation.
+    items = [waiting] if machine.device.type == "cuda" and waiting else [[run] for run in waiting]
     task = partial(_evaluate, data=data, machine=machine, spec=spec)
-    run_parallel(task, waiting, machine.workers, lambda _, name: on_run(name), name=lambda run: run.spec.name)
+
+    def name(runs: list[Finished]) -> str:
+        return ", ".join(run.spec.name for run in runs)
+
+    run_parallel(task, items, machine.workers, lambda _, done: on_run(done), name=name)
 
 
 def read_history(path: Path) -> dict[str, NDArray[Any]]:

@@ -1,7 +1,7 @@
 """The 5000-sample log-likelihood of test images, and the bounds that the same samples give.
 
-Samples are streamed: no more than `SAMPLES_PER_PASS` by `IMAGES_PER_BLOCK` rows of logits exist at a time; what is
-kept is one log-weight per sample of one block of images.
+Samples are streamed: no more than one `Block` of logits exists at a time; what is kept is one log-weight per sample of
+one block of images.
 """
 
 from __future__ import annotations
@@ -19,8 +19,17 @@ from pipeline.models.log_weights import Gaussian, encode, forward
 from pipeline.models.networks import Parameters
 from pipeline.randomness import Randomness
 
-IMAGES_PER_BLOCK = 20
-SAMPLES_PER_PASS = 50
+
+@dataclass(frozen=True)
+class Block:
+    """What is computed in one pass: so many samples of so many images."""
+
+    images: int
+    samples: int
+
+
+BLOCKS = {"cpu": Block(20, 50), "cuda": Block(1000, 50)}
+"""By device type: logits that stay in a core's cache (3 MB); enough rows to fill a GPU (157 MB of logits)."""
 
 LogWeights = Callable[[Tensor, int, int, int], Tensor]
 """(images [B, 784], samples, block number, pass number) -> log w [samples, B]"""
@@ -66,20 +75,21 @@ def likelihoods(
     images: Tensor,
     num_samples: int,
     bound_samples: int,
-    samples_per_pass: int = SAMPLES_PER_PASS,
+    block_of: Block | None = None,
     between_passes: Callable[[], None] = lambda: None,
 ) -> Likelihoods:
     """Estimate from `num_samples` samples an image. `images`: [N, 784] in {0, 1}.
 
+    `block_of`: how much at once; by default what suits the device. Noise is drawn by block: other sizes, other noise.
     `between_passes` is called before every pass; it may raise to stop.
     """
+    size = block_of or BLOCKS[images.device.type]
     parts: list[tuple[Tensor, ...]] = []
-    for block, start in enumerate(range(0, len(images), IMAGES_PER_BLOCK)):
-        own = images[start : start + IMAGES_PER_BLOCK]
+    for block, own in enumerate(images.split(size.images)):
         passes = []
-        for number, first in enumerate(range(0, num_samples, samples_per_pass)):
+        for number, first in enumerate(range(0, num_samples, size.samples)):
             between_passes()
-            passes.append(log_weights(own, min(samples_per_pass, num_samples - first), block, number))
+            passes.append(log_weights(own, min(size.samples, num_samples - first), block, number))
         parts.append(summarize(torch.cat(passes), bound_samples))
     columns = (torch.cat(column).cpu().numpy().astype(np.float32) for column in zip(*parts, strict=True))
     return Likelihoods(*columns)

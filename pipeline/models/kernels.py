@@ -13,8 +13,10 @@ import platform
 import shlex
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,18 +132,28 @@ def adam_ascent(
             parts = (ctypes.c_void_p * len(starts))(*starts)
             lib.adam_ascent(*state, parts, lengths, number, *constants, ctypes.c_int32(lagged[r]))
         return
-    gradient = pieces[0] if len(pieces) == 1 else torch.cat([piece.flatten(1) for piece in pieces], dim=1)
 
-    def column(values: list[float]) -> Tensor:
+    def column(values: Sequence[float]) -> Tensor:
         return torch.tensor(values, dtype=theta.dtype, device=theta.device).unsqueeze(1)
 
-    def ascend(now: bool) -> None:
-        if now in lagged:
-            own = column([size * (late is now) for size, late in zip(sizes, lagged, strict=True)])
-            theta.add_(v.sqrt().add_(column(eps)).reciprocal_().mul_(m).mul_(own))
+    columns = AdamConstants(column(sizes), column(eps), column(beta1), column(beta2), column(lagged))
+    adam_ascent_in_torch(theta, m, v, pieces, columns)
 
-    ascend(True)
-    decay = column(beta2)
-    m.lerp_(gradient, 1 - column(beta1))
-    v.mul_(decay).add_(gradient.square().mul_(1 - decay))
-    ascend(False)
+
+class AdamConstants(NamedTuple):
+    """Those of `adam_ascent`, a column over runs each, [R, 1]; `lagged` is 0 or 1."""
+
+    sizes: Tensor
+    eps: Tensor
+    beta1: Tensor
+    beta2: Tensor
+    lagged: Tensor
+
+
+def adam_ascent_in_torch(theta: Tensor, m: Tensor, v: Tensor, pieces: list[Tensor], c: AdamConstants) -> None:
+    """`adam_ascent` on any device, with no constant on the host: as it is, it can be captured and replayed."""
+    gradient = torch.cat([piece.flatten(1) for piece in pieces], dim=1)
+    late = m / (v.sqrt() + c.eps)
+    m.lerp_(gradient, 1 - c.beta1)
+    v.lerp_(gradient.square(), 1 - c.beta2)
+    theta.add_(c.sizes * torch.lerp(m / (v.sqrt() + c.eps), late, c.lagged))

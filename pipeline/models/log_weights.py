@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.models.kernels import bernoulli, tanh_backward
-from pipeline.models.networks import Gradient, Parameters
+from pipeline.models.kernels import tanh_backward
+from pipeline.models.networks import LOGITS, Gradient, Parameters
+from pipeline.models.output_layer import output_layer
 from pipeline.models.products import affine, layer_gradient, product
 from pipeline.objectives import Weights
 
@@ -44,6 +45,8 @@ class Forward:
     p1_hidden: tuple[Tensor, Tensor]
     residual: Tensor | None
     """x - E[x | h1], [R, T * B, 784]: the gradient of log p(x | h1) in the logits."""
+    d_p1_hidden: Tensor | None
+    """The gradient of log p(x | h1) in the second hidden layer, [R, T * B, 200]."""
     log_px: Tensor
     log_w: Tensor
 
@@ -114,9 +117,9 @@ def forward(
         log_w = log_w + log_p.view(R, T, B)
         decoder.append(block)
     p1_hidden = _hidden(p, "p1", h[0].reshape(R, T * B, -1))
-    logits = _linear(p, "p1.logits", p1_hidden[1])
-    log_px, residual = bernoulli(logits, x, residual=backward_follows)
-    return Forward(x, h, eps, q, decoder, p1_hidden, residual, log_px, log_w + log_px)
+    weight, bias = p.weight[LOGITS], p.bias[LOGITS]
+    log_px, residual, d_p1_hidden = output_layer(p1_hidden[1], weight, bias, x, backward_follows)
+    return Forward(x, h, eps, q, decoder, p1_hidden, residual, d_p1_hidden, log_px, log_w + log_px)
 
 
 def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
@@ -125,7 +128,7 @@ def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
     for l in range(len(noise) - 1, 0, -1):
         block = _gaussian(p, f"p{l + 1}", h)
         h = block.mean + block.std * noise[l - 1]
-    return _linear(p, "p1.logits", _hidden(p, "p1", h)[1])
+    return _linear(p, LOGITS, _hidden(p, "p1", h)[1])
 
 
 def _layer_gradient(g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
@@ -170,11 +173,11 @@ def backward(p: Parameters, f: Forward, weights: Weights) -> Gradient:
     same = weights.path is weights.score
 
     # Decoder p(x | h1): from the logits of each sample down to h1.
-    delta = f.residual
-    assert delta is not None, "forward(..., backward_follows=True) comes first"
-    _layer_gradient(g, "p1.logits", f.p1_hidden[1], delta, theta)
+    assert f.residual is not None, "forward(..., backward_follows=True) comes first"
+    assert f.d_p1_hidden is not None
+    _layer_gradient(g, LOGITS, f.p1_hidden[1], f.residual, theta)
     h = [sample.reshape(R, T * B, -1) for sample in f.h]
-    first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, product(delta, p.weight["p1.logits"].mT), theta)
+    first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, f.d_p1_hidden, theta)
     d_h = [product(first, p.weight["p1.hidden1"].mT)] + [torch.zeros_like(sample) for sample in h[1:]]
 
     # Decoder p(h_l | h_(l+1)): the value h_l and the parameters that h_(l+1) gives.

@@ -15,8 +15,9 @@ from pipeline.data.datasets import load_dataset
 from pipeline.device import Machine
 from pipeline.interruption import stop_requested
 from pipeline.spec import CohortSpec, RunSpec
+from pipeline.training.device_stack import stack_for
 from pipeline.training.state import Job
-from pipeline.training.train import Progress, Stack, initial_state, train
+from pipeline.training.train import Progress, initial_state, train
 from pipeline.workers import run_parallel
 
 TIMED_STEPS = 5
@@ -50,7 +51,7 @@ def _train_stack(
     facts: dict[str, Any],
 ) -> None:
     images = device_images(data, machine.device)
-    train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds)
+    train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds, machine.engine)
 
 
 def train_jobs(
@@ -77,21 +78,20 @@ def train_jobs(
     )
 
 
-def _time_steps(job: Job, send: Callable[[float], None], *, data: Path, device: torch.device) -> None:
-    images = device_images(data, device)
-    stack = Stack([job.spec], [initial_state(job, images)], images)
+def _time_steps(job: Job, send: Callable[[float], None], *, data: Path, machine: Machine) -> None:
+    images = device_images(data, machine.device)
+    stack = stack_for([job.spec], [initial_state(job, images)], images, machine.engine)
+    steps = TIMED_STEPS if machine.device.type == "cpu" else stack.steps_between_checks
     stack.advance(2)
     start = time.monotonic()
-    stack.advance(TIMED_STEPS)
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    send((time.monotonic() - start) / TIMED_STEPS)
+    stack.advance(steps)
+    send((time.monotonic() - start) / steps)
 
 
 def estimated_hours(job: Job, data: Path, machine: Machine, cohorts: list[CohortSpec]) -> float:
     """How long these cohorts would train on this machine, from a few timed steps of one of their runs."""
     timed: list[float] = []
-    task = partial(_time_steps, data=data, device=machine.device)
+    task = partial(_time_steps, data=data, machine=machine)
     run_parallel(task, [job], 1, lambda _, seconds: timed.append(seconds))
     seconds_per_unit = timed[0] * job.spec.total_steps / relative_cost(job.spec)
     units = sum(relative_cost(run) for cohort in cohorts for run in cohort.runs)

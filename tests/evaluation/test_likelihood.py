@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.likelihood import likelihoods, model_log_weights, summarize
+from pipeline.evaluation.likelihood import Block, likelihoods, model_log_weights, summarize
 from pipeline.models.log_weights import forward
 from pipeline.models.networks import Parameters, count_parameters
 
@@ -118,7 +118,7 @@ def test_exactly_so_many_samples_are_used_however_they_are_split() -> None:
     results = []
     for chunk in (50, 64, 5003, 7):
         taken.clear()
-        results.append(likelihoods(log_w, images, 5003, 64, samples_per_pass=chunk).log_p_hat)
+        results.append(likelihoods(log_w, images, 5003, 64, block_of=Block(20, chunk)).log_p_hat)
         assert sum(taken) == 5003
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipeline.models.products import affine, layer_gradient, product
+from pipeline.models.products import affine, layer_gradient, product, product_precision
 
 # Tiles are 8 (4) rows by 48 and 16 (24 and 8, 12 and 4) columns: sizes on, just off and below them. The last is large
 # enough for oneDNN.
@@ -75,3 +75,23 @@ def test_double_precision_stays_double() -> None:
     rows, weight = torch.randn(1, 4, 3, dtype=torch.float64), torch.randn(1, 3, 20, dtype=torch.float64)
     ours = affine(rows, weight, torch.zeros(1, 1, 20, dtype=torch.float64))
     torch.testing.assert_close(ours, rows @ weight, rtol=0, atol=1e-15)
+
+
+def test_bfloat16_rounds_large_products_and_no_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows, weight = (torch.randn(2, *shape, generator=generator) for shape in ((700, 200), (200, 100)))
+    bias, small = torch.randn(2, 1, 100, generator=generator), torch.randn(2, 3, 200, generator=generator)
+    exact = rows.double() @ weight.double() + bias
+    outgoing = torch.randn(2, 700, 100, generator=generator)
+    before = affine(rows, weight, bias)
+    with product_precision("bfloat16"):
+        rounded = affine(rows, weight, bias)
+        gradient, _ = layer_gradient(rows, outgoing, None)
+        few = affine(small, weight, bias)
+    for found, expected in ((rounded, exact), (gradient, rows.double().mT @ outgoing.double())):
+        assert found.dtype == torch.float32
+        error = (found - expected).abs().max() / expected.abs().max()
+        # Operands and results carry 8 bits: not exact, not worse.
+        assert 1e-4 < float(error) < 2**-7
+    torch.testing.assert_close(few.double(), small.double() @ weight.double() + bias, rtol=1e-4, atol=1e-4)
+    assert torch.equal(affine(rows, weight, bias), before)

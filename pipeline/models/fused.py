@@ -1,0 +1,108 @@
+"""The output layer as one Triton kernel: the logits of a tile of rows live and die in registers.
+
+Written for GPUs; under Triton's interpreter (TRITON_INTERPRET=1) it runs anywhere, slowly, which is how it is tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:
+    triton = None
+
+ROWS, PIXELS = 64, 64
+"""A program's tile of logits. Three products of it are in flight: 64 x 64 from 256 inputs, and back."""
+
+_wanted = False
+
+
+@contextmanager
+def fused_output(on: bool) -> Iterator[None]:
+    """Whether output layers inside are made by the kernel (True needs Triton)."""
+    global _wanted
+    before, _wanted = _wanted, on
+    try:
+        yield
+    finally:
+        _wanted = before
+
+
+def available() -> bool:
+    return triton is not None
+
+
+def wanted(hidden: Tensor) -> bool:
+    """Whether the output layer of these rows is to be made by the kernel."""
+    return _wanted and hidden.dtype == torch.float32
+
+
+if triton is not None:
+
+    @triton.jit
+    def _output_layer(  # type: ignore[no-untyped-def]
+        hidden, weight, bias, x, log_px, residual, d_hidden,
+        rows, images, inputs: tl.constexpr, pixels: tl.constexpr,
+        weight_stride, bias_stride, x_stride,
+        ROWS: tl.constexpr, INPUTS: tl.constexpr, PIXELS: tl.constexpr, PRECISION: tl.constexpr,
+    ):  # fmt: skip
+        """One program: ROWS rows (sample by image) of one run, over all pixels."""
+        run = tl.program_id(1)
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        unit = tl.arange(0, INPUTS)
+        is_row, is_unit = row < rows, unit < inputs
+        own = run.to(tl.int64) * rows + row
+        h_mask = is_row[:, None] & is_unit[None, :]
+        h = tl.load(hidden + own[:, None] * inputs + unit[None, :], mask=h_mask, other=0.0)
+        image = row % images
+        total = tl.zeros((ROWS,), dtype=tl.float32)
+        d_h = tl.zeros((ROWS, INPUTS), dtype=tl.float32)
+        for start in range(0, pixels, PIXELS):
+            pixel = start + tl.arange(0, PIXELS)
+            is_pixel = pixel < pixels
+            w_at = weight + run * weight_stride + unit[:, None] * pixels + pixel[None, :]
+            w = tl.load(w_at, mask=is_unit[:, None] & is_pixel[None, :], other=0.0)
+            b = tl.load(bias + run * bias_stride + pixel, mask=is_pixel, other=0.0)
+            logits = tl.dot(h, w, input_precision=PRECISION) + b[None, :]
+            mask = is_row[:, None] & is_pixel[None, :]
+            bits = tl.load(x + run * x_stride + image[:, None] * pixels + pixel[None, :], mask=mask, other=0.0)
+            # softplus(l) = max(l, 0) + log(1 + e), sigmoid(l) = 1 / (1 + e) or e / (1 + e), with e = exp(-|l|) <= 1.
+            e = tl.exp(-tl.abs(logits))
+            terms = bits * logits - tl.maximum(logits, 0.0) - tl.log(1.0 + e)
+            total += tl.sum(tl.where(mask, terms, 0.0), axis=1)
+            r = tl.where(mask, bits - tl.where(logits >= 0, 1.0, e) / (1.0 + e), 0.0)
+            tl.store(residual + own[:, None] * pixels + pixel[None, :], r, mask=mask)
+            d_h += tl.dot(r, tl.trans(w), input_precision=PRECISION)
+        tl.store(log_px + own, total, mask=is_row)
+        tl.store(d_hidden + own[:, None] * inputs + unit[None, :], d_h, mask=h_mask)
+
+
+@torch.library.custom_op("good_elbo::output_layer", mutates_args=())
+def _run(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, tf32: bool) -> tuple[Tensor, Tensor, Tensor]:
+    R, rows, inputs = hidden.shape
+    B, pixels = x.shape[1:]
+    hidden = hidden.contiguous()
+    log_px, residual, d_hidden = _shapes(hidden, weight, bias, x, tf32)
+    assert weight.stride()[1:] == (pixels, 1)
+    assert x.stride()[1:] == (pixels, 1)
+    _output_layer[(triton.cdiv(rows, ROWS), R)](
+        hidden, weight, bias, x, log_px, residual, d_hidden,
+        rows, B, inputs, pixels, weight.stride(0), bias.stride(0), x.stride(0),
+        ROWS=ROWS, INPUTS=triton.next_power_of_2(inputs), PIXELS=PIXELS,
+        PRECISION="tf32" if tf32 else "ieee", num_warps=8,
+    )  # fmt: skip
+    return log_px, residual, d_hidden
+
+
+@_run.register_fake
+def _shapes(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, tf32: bool) -> tuple[Tensor, Tensor, Tensor]:
+    R, rows, _ = hidden.shape
+    B, pixels = x.shape[1:]
+    log_px = hidden.new_empty(R, rows // B, B)
+    return log_px, hidden.new_empty(R, rows, pixels), torch.empty_like(hidden, memory_format=torch.contiguous_format)
