@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.protocol import PROTOCOLS
-from pipeline.results import RunResult
+from pipeline.reporting.page import build_report
+from pipeline.results import RunResult, save_results
 from pipeline.spec import RunSpec, Stage
 
 Make = Callable[..., RunResult]
@@ -147,6 +149,14 @@ def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)
     for objective, M, K, beta in sweep:
         results.append(fabricate(objective, M, K, parameter=beta, experiment="rainforth-table1", scale=scale))
     return results
+
+
+def write_report(results: list[RunResult], scale: str, folder: Path) -> Path:
+    """The report with the results to which it links, as the stages leave them; returns the page's path."""
+    for cohort in dict.fromkeys(run.cohort for run in results):
+        own = [run for run in results if run.cohort == cohort]
+        save_results(folder / "results" / cohort.partition("/")[2], own)
+    return build_report(results, scale, folder)
 
 
 @pytest.fixture(scope="session")

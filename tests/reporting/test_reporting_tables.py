@@ -155,7 +155,7 @@ class Count(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open.append(tag)
-        self.cells += tag == "td"
+        self.cells += tag == "td" or (tag == "th" and ("scope", "row") in attrs)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
