@@ -41,6 +41,10 @@ PROSE_COLUMNS = {"claim", "detail", "digest or source"}
 CODE_COLUMNS = {"command", "digest", "revision"}
 TEXT_COLUMNS = {"objective", "protocol", "verdict", "decision", "run", "status"} | PROSE_COLUMNS | CODE_COLUMNS
 """Headings of left-aligned columns; any other is one too when its cells hold no numbers."""
+LATEX_PAGE = 48
+"""Lines of a table that fit on a page."""
+LATEX_PROSE = r">{\raggedright\arraybackslash}p{0.19\linewidth}"
+LATEX_SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
 EMPTY = (DASH, NOT_RUN, DIVERGED, "")
 JUDGED_COLUMNS = {"verdict", "decision"}
 DIFFERENCE_STEPS = ((TOLERANCE, "near"), (1.0, "{}-1"), (math.inf, "{}-2"))
@@ -99,28 +103,46 @@ def latex_escape(text: str) -> str:
     return LATEX["p̂"].join("".join(LATEX.get(character, character) for character in part) for part in parts)
 
 
-def to_latex(table: Table) -> str:
-    r"""A `table` with booktabs rules; needs the packages booktabs and xcolor (for greyed values)."""
-    headings = [str(heading) for heading in table.display.columns]
-    alignment = "".join("l" if is_text(table, heading) else "r" for heading in headings)
-    lines = [
-        "% needs \\usepackage{booktabs,xcolor}",
-        r"\begin{table}",
-        rf"\caption{{{latex_escape(table.title)}. {latex_escape(table.caption)}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(latex_escape(heading) for heading in headings) + r" \\",
-    ]
+def _latex_rows(table: Table, headings: list[str]) -> Iterator[str]:
     for group, rows in _grouped(table):
-        lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textbf{{{latex_escape(group)}}}}} \\"]
+        yield r"\midrule"
+        if group:
+            yield rf"\multicolumn{{{len(headings)}}}{{l}}{{\textbf{{{latex_escape(group)}}}}} \\"
         for i in rows:
             cells = [latex_escape(str(table.display.iloc[i][heading])) for heading in headings]
             grey = [(i, heading) in table.greyed for heading in headings]
             shown = [rf"\textcolor{{gray}}{{{c}}}" if g else c for c, g in zip(cells, grey, strict=True)]
-            lines.append(" & ".join(shown) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {latex_escape(note)}" for note in table.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+            yield " & ".join(shown) + r" \\"
+
+
+def to_latex(table: Table) -> str:
+    r"""A `table` with booktabs rules, shrunk to the line where it is wider; a `longtable` where a page is too short.
+
+    Needs the packages array, booktabs, xcolor (for greyed values), and graphicx or longtable.
+    """
+    headings = [str(heading) for heading in table.display.columns]
+    columns = "".join(
+        LATEX_PROSE if heading in PROSE_COLUMNS else "l" if is_text(table, heading) else "r" for heading in headings
+    )
+    caption = rf"\caption{{{latex_escape(table.title)}. {latex_escape(table.caption)}}}\label{{tab:{table.name}}}"
+    head = " & ".join(latex_escape(heading) for heading in headings) + r" \\"
+    body = list(_latex_rows(table, headings))
+    notes = [rf"\par\noindent\footnotesize {latex_escape(note)}" for note in table.notes]
+    if len(body) > LATEX_PAGE:
+        begin = [r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}", rf"\begin{{longtable}}{{{columns}}}"]
+        top = [caption + r" \\", r"\toprule", head, r"\endfirsthead", r"\toprule", head, r"\midrule", r"\endhead"]
+        lines = ["% needs \\usepackage{array,booktabs,longtable,xcolor}", *begin, *top, *body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", *notes, r"\par\endgroup"]) + "\n"
+    begin = [
+        r"\begin{table}",
+        r"\centering",
+        caption,
+        r"\par\smallskip",
+        LATEX_SHRINK + "{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+    ]
+    lines = ["% needs \\usepackage{array,booktabs,graphicx,xcolor}", *begin, r"\toprule", head, *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table}"]) + "\n"
 
 
 def sort_attribute(text: str) -> Markup:

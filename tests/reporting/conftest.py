@@ -151,14 +151,6 @@ def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)
     return results
 
 
-def write_report(results: list[RunResult], scale: str, folder: Path) -> Path:
-    """The report with the results to which it links, as the stages leave them; returns the page's path."""
-    for cohort in dict.fromkeys(run.cohort for run in results):
-        own = [run for run in results if run.cohort == cohort]
-        save_results(folder / "results" / cohort.partition("/")[2], own)
-    return build_report(results, scale, folder)
-
-
 @pytest.fixture(scope="session")
 def make() -> Make:
     """Makes one run: objective, M, K and any keyword of `fabricate`."""
@@ -169,6 +161,17 @@ def make() -> Make:
 def make_quick() -> Callable[..., list[RunResult]]:
     """Makes the runs of the quick scale, or the same ones at another scale and on more datasets."""
     return fabricate_quick
+
+
+@pytest.fixture(scope="session")
+def report(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report at the quick scale, with the results to which it links, as the stages leave them."""
+    folder = tmp_path_factory.mktemp("report")
+    for cohort in dict.fromkeys(run.cohort for run in quick):
+        own = [run for run in quick if run.cohort == cohort]
+        save_results(folder / "results" / cohort.partition("/")[2], own)
+    build_report(quick, "quick", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,14 +8,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
-import pytest
 
 from pipeline.reporting.figures import Figure
 from pipeline.reporting.page import behind, build_report
 from pipeline.results import RunResult
 from pipeline.spec import CohortSpec
 from tests.conftest import make_run
-from tests.reporting.conftest import write_report
 
 Make = Callable[..., RunResult]
 MEGABYTE = 2**20
@@ -51,13 +49,6 @@ def outline(folder: Path) -> Outline:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-@pytest.fixture(scope="module")
-def report(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("report")
-    write_report(quick, "quick", folder)
-    return folder
 
 
 def test_the_page_needs_nothing_from_elsewhere(report: Path) -> None:
