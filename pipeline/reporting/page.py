@@ -13,9 +13,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.files import atomic_path, write_text
+from pipeline.files import atomic_path, write_json, write_text
+from pipeline.published import published_value
 from pipeline.reporting import provenance, render
-from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather
+from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather, metric_of
 from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
 from pipeline.reporting.figures import Figure, all_figures
 from pipeline.reporting.tables import DASH, Table, all_tables
@@ -55,7 +56,7 @@ class Behind:
 def build_report(
     results: list[RunResult], scale: str, folder: Path, planned: Sequence[CohortSpec] = (), elsewhere: str | None = None
 ) -> Path:
-    """Write `index.html`, `tables/` and `figures/` under `folder`; what an earlier report left there is removed.
+    """Write `index.html`, `tables/`, `figures/` and `metrics/` under `folder`; what an earlier one left is removed.
 
     `planned`: the scale's grid, so that cells which were not run are listed too. `elsewhere`: another scale whose page
     to name where this one has no results. Equal arguments give equal bytes. Returns the page's path.
@@ -71,15 +72,18 @@ def build_report(
         "protocol": provenance.protocol(results),
         "data": provenance.data(results),
     }
-    for name in ("tables", "figures"):
+    for name in ("tables", "figures", "metrics"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir(parents=True)
+        # Git keeps no empty folder, and DVC misses an output that is not there.
+        write_text(folder / name / ".gitkeep", "")
     for table in tables:
         write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
         write_text(folder / "tables" / f"{table.name}.md", render.to_markdown(table))
         write_text(folder / "tables" / f"{table.name}.tex", render.to_latex(table))
     for table in made.values():
         write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
+    for result in results:
+        write_json(folder / "metrics" / f"{result.cell.partition('/')[2]}.json", key_numbers(result))
     for section in sections.values():
         for figure in section.figures:
             write_figure(folder / "figures", figure)
@@ -119,6 +123,16 @@ def build_report(
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def key_numbers(run: RunResult) -> dict[str, float]:
+    """What `dvc metrics show` has of a run: nats, but for active units; the paper's NLL where it is judged by."""
+    shown = {key: metric_of(run, key) for key in ("nll", "nll_se", "iwae_64", "kl_q_p", "active_units")}
+    published = published_value(run, "nll")
+    if published is not None and published.judged:
+        nll = shown["nll"]
+        shown |= {"paper": published.value, "difference": None if nll is None else nll - published.value}
+    return {key: round(value, 4) for key, value in shown.items() if value is not None}
 
 
 def write_figure(folder: Path, figure: Figure) -> None:

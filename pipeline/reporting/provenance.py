@@ -148,26 +148,38 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
     known = {result.cell: result for result in results}
     names = {f"{cohort.key}/{run.name}": cohort.key for cohort in planned for run in cohort.runs}
     names |= {result.cell: result.cohort for result in results}
-    rows, groups = [], []
+    data, display = [], []
     for cell, cohort in sorted(names.items(), key=lambda item: item[1]):
         run = known.get(cell)
-        groups.append(cohort)
-        rows.append(
+        row = {
+            "cell": cell.partition("/")[2],
+            "status": run.status if run else NOT_RUN,
+            "nll": metric_of(run, "nll") if run else None,
+            "steps": run.training.get("steps") if run else None,
+            "training_s": training_seconds(run) if run else None,
+            "evaluation_s": evaluation_seconds(run) if run else None,
+            "digest": run.digest if run else None,
+            "command": command(cohort),
+        }
+        data.append(row)
+        display.append(
             {
                 "run": cell.rpartition("/")[2],
-                "status": run.status if run else NOT_RUN,
-                "NLL": number(metric_of(run, "nll")) if run else DASH,
-                "steps": f"{run.training['steps']:,}" if run and "steps" in run.training else DASH,
-                "training": duration(training_seconds(run)) if run else DASH,
-                "evaluation": duration(evaluation_seconds(run)) if run else DASH,
-                "digest": run.digest if run else DASH,
-                "command": command(cohort),
+                "status": row["status"],
+                "NLL": number(row["nll"]),
+                "steps": DASH if row["steps"] is None else f"{row['steps']:,}",
+                "training": duration(row["training_s"]) if run else DASH,
+                "evaluation": duration(row["evaluation_s"]) if run else DASH,
+                "digest": row["digest"] or DASH,
+                "command": row["command"],
             }
         )
     caption = (
         "The command makes the cell's cohort and all that it needs; what is finished already is not computed again."
     )
-    return _table("cells", "Every cell and the command that makes it", caption, rows, groups)
+    groups = tuple(sorted(names.values()))
+    title = "Every cell and the command that makes it"
+    return Table("cells", title, caption, pd.DataFrame(data), pd.DataFrame(display), groups)
 
 
 def protocol(results: Sequence[RunResult]) -> Table:

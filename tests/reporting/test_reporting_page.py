@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pandas as pd
+import pytest
 
 from pipeline.reporting.figures import Figure
 from pipeline.reporting.page import behind, build_report
@@ -134,8 +136,8 @@ def test_files_and_sizes(report: Path) -> None:
     assert {"claims", "ours_minus_paper", "nll_mnist", "rainforth_heatmap", "rainforth_sweep"} <= names
     assert {"convergence_mnist", "ess_rainforth", "units_mnist", "samples_mnist"} <= names
     for folder, kinds in (("figures", ("svg", "png", "csv")), ("tables", ("csv", "md", "tex"))):
-        for path in (report / folder).iterdir():
-            if path.stem not in ("cells", "cohorts", "machines", "protocol", "data"):
+        for path in (report / folder).glob("*.*"):
+            if path.stem not in (".gitkeep", "cells", "cohorts", "machines", "protocol", "data"):
                 assert all(path.with_suffix(f".{kind}").stat().st_size > 0 for kind in kinds)
     assert (report / "index.html").stat().st_size < 5 * MEGABYTE
     assert sum(len(text) for text in contents(report).values()) < 6 * MEGABYTE
@@ -167,8 +169,26 @@ def test_without_results_there_is_still_a_page(tmp_path: Path) -> None:
     assert "not run" in page
     assert "evaluate@" not in page
     assert "Quick scale" not in page
-    assert not list((tmp_path / "figures").iterdir())
+    # Git keeps no empty folders, and DVC would miss these.
+    assert [path.name for name in ("figures", "metrics") for path in (tmp_path / name).iterdir()] == [".gitkeep"] * 2
     assert (tmp_path / "tables" / "burda_table1.md").is_file()
+
+
+def test_key_numbers_of_every_run_for_dvc(make: Make, tmp_path: Path) -> None:
+    runs = [
+        make("iwae", 1, 50, layers=2, nll=83.0, units=(25, 6)),
+        make("piwae", 4, 16, experiment="rainforth-table1", nll=84.0),
+        make("vae", status="diverged at step 3"),
+    ]
+    build_report(runs, "quick", tmp_path)
+    two_layers, unverified, diverged = (
+        json.loads((tmp_path / "metrics" / f"{run.cell.partition('/')[2]}.json").read_text()) for run in runs
+    )
+    assert two_layers["difference"] == pytest.approx(0.10)
+    assert (two_layers["nll"], two_layers["paper"], two_layers["active_units"]) == (83.0, 82.9, 31)
+    assert unverified["kl_q_p"] == pytest.approx(unverified["iwae_64"] + 84.0, abs=1e-3)
+    assert "paper" not in unverified
+    assert diverged == {"paper": 86.76}
 
 
 def test_planned_cells_are_listed_before_they_are_run(tmp_path: Path) -> None:
