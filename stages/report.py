@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipeline.config import load_params
 from pipeline.errors import UserError
+from pipeline.grid import COHORTS, load_cohorts
 from pipeline.results import load_results
 from stages import run_stage
 
@@ -26,7 +27,9 @@ def main() -> None:
 
     folder = Path("reports") / scale
     results = load_results(folder / "results")
-    page = build_report(results, scale, folder)
+    planned = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == scale]
+    elsewhere = next((name for name in known if name != scale), None)
+    page = build_report(results, scale, folder, planned, elsewhere)
     print(f"{scale}: {len(results)} runs -> {page}")
 
 

@@ -2,109 +2,137 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from datetime import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.files import atomic_path, write_text
-from pipeline.reporting import render
-from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, gather
-from pipeline.reporting.claims import FAILS, FAMILIES, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
+from pipeline.files import atomic_path, write_json, write_text
+from pipeline.published import published_value
+from pipeline.reporting import provenance, render
+from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather, metric_of
+from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
 from pipeline.reporting.figures import Figure, all_figures
-from pipeline.reporting.tables import Table, all_tables
-from pipeline.results import RunResult
+from pipeline.reporting.tables import DASH, Table, all_tables
+from pipeline.results import RUNS, RunResult
+from pipeline.spec import CohortSpec
 
 DECISIONS = (HOLDS, FAILS, UNDECIDED, NOT_DECIDED, NOT_RUN)
+WORDS = {
+    HOLDS: ("holds", "hold"),
+    FAILS: ("does not hold", "do not hold"),
+    UNDECIDED: ("is undecided", "are undecided"),
+}
+"""Decision -> how one claim and several are said to stand."""
 TEMPLATE = "page.html"
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """How the runs of one cohort were made."""
+class Family:
+    """The claims of one kind: how many were decided how, and between which effects ours and the paper's lie."""
 
-    key: str
-    runs: int
-    steps: str
-    training: str
-    """Wall time from the first start to the last finish."""
-    evaluation: str
-    device: str
-    versions: str
-    revision: str
-
-    @property
-    def command(self) -> str:
-        return f"dvc repro evaluate@{self.key}"
+    name: str
+    counts: tuple[tuple[str, int], ...]
+    ours: str
+    paper: str
 
 
 @dataclass(frozen=True)
-class Family:
-    """The claims of one kind, counted by decision."""
+class Behind:
+    """Runs of one cohort that a figure is made of."""
 
-    name: str
-    rule: str
-    counts: tuple[tuple[str, int], ...]
+    cohort: str
+    runs: tuple[str, ...]
+    address: str
+    """Their results, relative to the page."""
 
 
-def build_report(results: list[RunResult], scale: str, folder: Path) -> Path:
-    """Write `index.html`, `tables/` and `figures/` under `folder`; what an earlier report left there is removed.
+def build_report(
+    results: list[RunResult], scale: str, folder: Path, planned: Sequence[CohortSpec] = (), elsewhere: str | None = None
+) -> Path:
+    """Write `index.html`, `tables/`, `figures/` and `metrics/` under `folder`; what an earlier one left is removed.
 
-    Equal results give equal bytes. Returns the page's path.
+    `planned`: the scale's grid, so that cells which were not run are listed too. `elsewhere`: another scale whose page
+    to name where this one has no results. Equal arguments give equal bytes. Returns the page's path.
     """
     cells = gather(results)
     decided = decide_claims(cells, scale)
     tables = all_tables(results, cells, decided, scale)
     sections = all_figures(results, cells, decided)
-    for name in ("tables", "figures"):
+    made = {
+        "cells": provenance.cells(results, planned),
+        "cohorts": provenance.cohorts(results),
+        "machines": provenance.machines(results),
+        "protocol": provenance.protocol(results),
+        "data": provenance.data(results),
+    }
+    for name in ("tables", "figures", "metrics"):
         shutil.rmtree(folder / name, ignore_errors=True)
-        (folder / name).mkdir(parents=True)
+        # Git keeps no empty folder, and DVC misses an output that is not there.
+        write_text(folder / name / ".gitkeep", "")
     for table in tables:
         write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
         write_text(folder / "tables" / f"{table.name}.md", render.to_markdown(table))
         write_text(folder / "tables" / f"{table.name}.tex", render.to_latex(table))
+    for table in made.values():
+        write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
+    for result in results:
+        write_json(folder / "metrics" / f"{result.cell.partition('/')[2]}.json", key_numbers(result))
     for section in sections.values():
         for figure in section.figures:
             write_figure(folder / "figures", figure)
     by_name = {table.name: table for table in tables}
     claims = by_name.pop("claims")
-    diagnostics = by_name.pop("diagnostics")
     known = [i for i, result in enumerate(decided) if result.effect is not None]
+    own = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=FileSystemLoader(own), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template(TEMPLATE).render(
         scale=scale,
         comparable=scale == PAPER_SCALE,
+        elsewhere=elsewhere,
         runs=len(results),
+        cohorts=len({result.cohort for result in results}),
         unfinished=[result for result in results if result.status != "finished"],
-        families=families(decided),
+        verdict=verdict_in_words(decided, scale),
+        measured=provenance.measured(results),
+        families=families(claims),
         claims=claims,
         claims_run=select_rows(claims, known),
         claims_not_run=select_rows(claims, [i for i in range(len(decided)) if i not in set(known)]),
+        diagnostics=by_name.pop("diagnostics"),
         tables=list(by_name.values()),
-        diagnostics=diagnostics,
         sections=sections,
-        cohorts=cohorts(results),
-        protocols=protocol_table(results),
-        data=data_sources(results),
+        made=made,
+        deviations=provenance.deviations(results),
+        tolerance=TOLERANCE,
+        example=next(iter({**{c.key: c for c in planned}, **{r.cohort: r for r in results}}), None),
+        behind=lambda figure: behind(figure, results),
         to_html=render.to_html,
+        sort=render.sort_attribute,
         inline_svg=inline_svg,
+        style=Markup((own / "page.css").read_text(encoding="utf-8")),
+        script=Markup((own / "page.js").read_text(encoding="utf-8")),
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def key_numbers(run: RunResult) -> dict[str, float]:
+    """What `dvc metrics show` has of a run: nats, but for active units; the paper's NLL where it is judged by."""
+    shown = {key: metric_of(run, key) for key in ("nll", "nll_se", "iwae_64", "kl_q_p", "active_units")}
+    published = published_value(run, "nll")
+    if published is not None and published.judged:
+        nll = shown["nll"]
+        shown |= {"paper": published.value, "difference": None if nll is None else nll - published.value}
+    return {key: round(value, 4) for key, value in shown.items() if value is not None}
 
 
 def write_figure(folder: Path, figure: Figure) -> None:
@@ -118,101 +146,84 @@ def inline_svg(figure: Figure) -> Markup:
     """The `<svg>` element alone, named for screen readers, so that it can stand in a page."""
     svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    label = Markup('<svg role="img" aria-label="{}"').format(figure.title)
+    # Matplotlib numbers its groups alike in every figure; an id may stand on a page once.
+    used = set(re.findall(r"#([\w.-]+)[\")]", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    label = Markup('<svg role="img" aria-label="{}. {}"').format(figure.title, figure.caption)
     return Markup(svg.replace("<svg", label, 1))
+
+
+def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
+    """The runs that a figure shows, by cohort: those that its data name, by whichever columns name them."""
+    columns = {
+        "cohort": lambda run: run.cohort,
+        "run": lambda run: run.spec.name,
+        "experiment": lambda run: run.experiment,
+        "dataset": lambda run: run.spec.dataset,
+        "layers": lambda run: run.spec.layers,
+        "T": lambda run: run.spec.T,
+        "k": lambda run: run.spec.T,
+        "M": lambda run: run.spec.M,
+        "K": lambda run: run.spec.K,
+    }
+    naming = [name for name in columns if name in figure.data.columns]
+    named = set(figure.data[naming].drop_duplicates().itertuples(index=False, name=None))
+    own = [run for run in results if not naming or tuple(columns[name](run) for name in naming) in named]
+    return [
+        Behind(key.partition("/")[2], tuple(run.spec.name for run in runs), f"results/{key.partition('/')[2]}/{RUNS}")
+        for key, runs in provenance.by_cohort(own).items()
+    ]
 
 
 def select_rows(table: Table, rows: list[int]) -> Table:
     """The table with these rows alone, in this order."""
     position = {row: i for i, row in enumerate(rows)}
-    return Table(
-        table.name,
-        table.title,
-        table.caption,
-        table.data.iloc[rows],
-        table.display.iloc[rows],
-        tuple(table.groups[row] for row in rows),
-        frozenset((position[row], heading) for row, heading in table.greyed if row in position),
-        table.notes,
+    return replace(
+        table,
+        data=table.data.iloc[rows],
+        display=table.display.iloc[rows],
+        groups=tuple(table.groups[row] for row in rows),
+        greyed=frozenset((position[row], heading) for row, heading in table.greyed if row in position),
     )
 
 
-def families(decided: list[ClaimResult]) -> list[Family]:
-    """Per kind of claim how many hold, do not hold, and so on; kinds of decision that do not occur are left out."""
-    counts = {name: Counter(r.decision for r in decided if r.family == name) for name in FAMILIES}
-    return [
-        Family(
-            name, rule, tuple((decision, counts[name][decision]) for decision in DECISIONS if counts[name][decision])
-        )
-        for name, rule in FAMILIES.items()
-    ]
+def verdict_in_words(decided: Sequence[ClaimResult], scale: str) -> str:
+    """The answer in a sentence or two."""
+    counts = Counter(result.decision for result in decided)
+    not_run = f" {counts[NOT_RUN]} claims wait for runs." if counts[NOT_RUN] else ""
+    if scale != PAPER_SCALE:
+        shown = len(decided) - counts[NOT_RUN]
+        effects = f" {shown} of {len(decided)} claims have their runs: effects are shown, none is judged."
+        return f"No claim is decided at this scale.{effects if shown else ''}"
+    done = [f"{count} {words[count > 1]}" for decision, words in WORDS.items() if (count := counts[decision])]
+    if not done:
+        return f"No claim is decided yet: none of the {len(decided)} claims has its runs."
+    return f"Of {len(decided)} claims {', '.join(done)}.{not_run}"
 
 
-def duration(seconds: float) -> str:
-    """`42 s`, `12 min 30 s` or `5 h 03 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+def _range(shown: list[str], values: list[float], unit: str) -> str:
+    """The lowest and the highest of `values` as they are shown: `+2.52 ± 0.46 to +5.67 ± 0.64 nats`."""
+    known = sorted((value, text) for value, text in zip(values, shown, strict=True) if not math.isnan(value))
+    if not known:
+        return DASH
+    ends = dict.fromkeys(text.removesuffix(f" {unit}") for _, text in (known[0], known[-1]))
+    return f"{' to '.join(ends)} {unit}"
 
 
-def elapsed(runs: list[RunResult]) -> float:
-    """Seconds from the first start to the last finish of the runs' training."""
-    starts = [datetime.fromisoformat(run.training["started"]) for run in runs if run.training.get("started")]
-    ends = [datetime.fromisoformat(run.training["finished"]) for run in runs if run.training.get("finished")]
-    if not starts or not ends:
-        return max((float(run.training.get("wall_s", 0.0)) for run in runs), default=0.0)
-    return (max(ends) - min(starts)).total_seconds()
-
-
-def _distinct(values: list[Any]) -> str:
-    return ", ".join(dict.fromkeys(str(value) for value in values if value not in (None, "")))
-
-
-def cohorts(results: list[RunResult]) -> list[Cohort]:
-    """How each cohort was made, in the order of the results."""
-    made = []
-    for key in dict.fromkeys(result.cohort for result in results):
-        runs = [result for result in results if result.cohort == key]
-        steps = [f"{run.training['steps']:,}" if "steps" in run.training else "" for run in runs]
-        python = _distinct([run.training.get("python") for run in runs])
-        torch = _distinct([run.training.get("torch") for run in runs])
-        made.append(
-            Cohort(
-                key=key,
-                runs=len(runs),
-                steps=_distinct([*steps]),
-                training=duration(elapsed(runs)),
-                evaluation=duration(sum(float(run.evaluation.get("wall_s", 0.0)) for run in runs)),
-                device=_distinct([run.training.get("device") for run in runs]),
-                versions=f"torch {torch}, Python {python}",
-                revision=_distinct([str(run.training.get("git_revision", ""))[:10] for run in runs]),
+def families(claims: Table) -> list[Family]:
+    """Per kind of claim and unit how many hold, do not hold, and so on, and the range of effects."""
+    rows = claims.data.assign(ours=claims.display["effect"], papers=claims.display["paper's effect"])
+    found = []
+    for name, family in rows.groupby("family", sort=False):
+        for unit, own in family.groupby("unit", sort=False):
+            counts = Counter(own["decision"])
+            papers = own["paper_effect"].where(own["paper_verified"])
+            found.append(
+                Family(
+                    f"{name}, {unit}" if family["unit"].nunique() > 1 else str(name),
+                    tuple((decision, counts[decision]) for decision in DECISIONS if counts[decision]),
+                    _range(own["ours"].tolist(), own["effect"].astype(float).tolist(), str(unit)),
+                    _range(own["papers"].tolist(), papers.astype(float).tolist(), str(unit)),
+                )
             )
-        )
-    return made
-
-
-def protocol_table(results: list[RunResult]) -> pd.DataFrame:
-    """Fields of the protocols in use [field, protocol name]."""
-    used = {result.spec.protocol_name: asdict(result.spec.protocol) for result in results}
-    frame = pd.DataFrame({name: {key: str(value) for key, value in fields.items()} for name, fields in used.items()})
-    return frame.rename(index=lambda field: str(field).replace("_", " "))
-
-
-def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix} / {key}" if prefix else str(key))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _flatten(inner, prefix)
-    else:
-        yield prefix, str(value)
-
-
-def data_sources(results: list[RunResult]) -> list[tuple[str, str, str]]:
-    """(dataset, what, digest or source) of the data that the runs were trained on, each once."""
-    rows = ((r.spec.dataset, *row) for r in results for row in _flatten(r.training.get("data", {})))
-    return list(dict.fromkeys(rows))
+    return found

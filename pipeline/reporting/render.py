@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from itertools import groupby
 
+import pandas as pd
 from markupsafe import Markup, escape
 
-from pipeline.reporting.tables import Table
+from pipeline.reporting.cells import DIVERGED, HIGHER_IS_BETTER, NOT_RUN, TOLERANCE
+from pipeline.reporting.tables import DASH, Table
 
 LATEX = {
     "\\": r"\textbackslash{}",
@@ -32,13 +36,45 @@ LATEX = {
     ">": r"$>$",
     "<": r"$<$",
 }
-TEXT_COLUMNS = {"objective", "protocol", "verdict", "claim", "decision", "run", "status"}
-"""Headings of left-aligned columns; the others hold numbers."""
+PROSE_COLUMNS = {"claim", "detail", "digest or source"}
+"""Headings of columns whose text may break."""
+CODE_COLUMNS = {"command", "digest", "revision"}
+TEXT_COLUMNS = {"objective", "protocol", "verdict", "decision", "run", "status"} | PROSE_COLUMNS | CODE_COLUMNS
+"""Headings of left-aligned columns; any other is one too when its cells hold no numbers."""
+LATEX_PAGE = 48
+"""Lines of a table that fit on a page."""
+LATEX_PROSE = r">{\raggedright\arraybackslash}p{0.19\linewidth}"
+LATEX_SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
+EMPTY = (DASH, NOT_RUN, DIVERGED, "")
+JUDGED_COLUMNS = {"verdict", "decision"}
+DIFFERENCE_STEPS = ((TOLERANCE, "near"), (1.0, "{}-1"), (math.inf, "{}-2"))
+"""Up to so many nats a difference to the paper gets this shade; {} is better or worse."""
+UNITS = {"h": 3600.0, "min": 60.0, "s": 1.0}
 
 
 def _grouped(table: Table) -> Iterator[tuple[str, list[int]]]:
     for group, rows in groupby(range(len(table.display)), key=lambda i: table.groups[i]):
         yield group, list(rows)
+
+
+def sort_value(text: str) -> float | None:
+    """The number by which a cell of a number column is sorted; None where it holds none (`not run`, a dash).
+
+    `−1.27 ± 0.18 (u)` is −1.27, `[+1.61, +3.42]` its lower end, `16+5` active units 21, `1 min 02 s` 62.
+    """
+    plain = text.replace("−", "-").replace(",", "")
+    if re.fullmatch(r"\d+(\.\d+)?(\+\d+(\.\d+)?)+", plain):
+        return sum(float(part) for part in plain.split("+"))
+    if parts := re.findall(r"(\d+(?:\.\d+)?) (h|min|s)\b", plain):
+        return sum(float(amount) * UNITS[unit] for amount, unit in parts)
+    found = re.match(r"\[?([+-]?\d+(\.\d+)?)", plain)
+    return float(found[1]) if found else None
+
+
+def is_text(table: Table, heading: str) -> bool:
+    """Whether a column is one of text, aligned left and sorted by words, rather than of numbers."""
+    shown = [str(value) for value in table.display[heading]]
+    return heading in TEXT_COLUMNS or any(sort_value(text) is None for text in shown if text not in EMPTY)
 
 
 def to_csv(table: Table) -> str:
@@ -53,7 +89,7 @@ def to_markdown(table: Table) -> str:
 
     headings = [str(heading) for heading in table.display.columns]
     lines = [f"### {table.title}", "", table.caption, "", line(headings)]
-    lines.append(line([":--" if heading in TEXT_COLUMNS else "--:" for heading in headings]))
+    lines.append(line([":--" if is_text(table, heading) else "--:" for heading in headings]))
     for group, rows in _grouped(table):
         lines.append(line([f"**{group}**", *[""] * (len(headings) - 1)]))
         lines += [line([str(value) for value in table.display.iloc[i]]) for i in rows]
@@ -67,54 +103,105 @@ def latex_escape(text: str) -> str:
     return LATEX["p̂"].join("".join(LATEX.get(character, character) for character in part) for part in parts)
 
 
-def to_latex(table: Table) -> str:
-    r"""A `table` with booktabs rules; needs the packages booktabs and xcolor (for greyed values)."""
-    headings = [str(heading) for heading in table.display.columns]
-    alignment = "".join("l" if heading in TEXT_COLUMNS else "r" for heading in headings)
-    lines = [
-        "% needs \\usepackage{booktabs,xcolor}",
-        r"\begin{table}",
-        rf"\caption{{{latex_escape(table.title)}. {latex_escape(table.caption)}}}",
-        rf"\begin{{tabular}}{{{alignment}}}",
-        r"\toprule",
-        " & ".join(latex_escape(heading) for heading in headings) + r" \\",
-    ]
+def _latex_rows(table: Table, headings: list[str]) -> Iterator[str]:
     for group, rows in _grouped(table):
-        lines += [r"\midrule", rf"\multicolumn{{{len(headings)}}}{{l}}{{\textbf{{{latex_escape(group)}}}}} \\"]
+        yield r"\midrule"
+        if group:
+            yield rf"\multicolumn{{{len(headings)}}}{{l}}{{\textbf{{{latex_escape(group)}}}}} \\"
         for i in rows:
             cells = [latex_escape(str(table.display.iloc[i][heading])) for heading in headings]
             grey = [(i, heading) in table.greyed for heading in headings]
             shown = [rf"\textcolor{{gray}}{{{c}}}" if g else c for c, g in zip(cells, grey, strict=True)]
-            lines.append(" & ".join(shown) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    lines += [rf"\par\footnotesize {latex_escape(note)}" for note in table.notes]
-    return "\n".join([*lines, r"\end{table}"]) + "\n"
+            yield " & ".join(shown) + r" \\"
+
+
+def to_latex(table: Table) -> str:
+    r"""A `table` with booktabs rules, shrunk to the line where it is wider; a `longtable` where a page is too short.
+
+    Needs the packages array, booktabs, xcolor (for greyed values), and graphicx or longtable.
+    """
+    headings = [str(heading) for heading in table.display.columns]
+    columns = "".join(
+        LATEX_PROSE if heading in PROSE_COLUMNS else "l" if is_text(table, heading) else "r" for heading in headings
+    )
+    caption = rf"\caption{{{latex_escape(table.title)}. {latex_escape(table.caption)}}}\label{{tab:{table.name}}}"
+    head = " & ".join(latex_escape(heading) for heading in headings) + r" \\"
+    body = list(_latex_rows(table, headings))
+    notes = [rf"\par\noindent\footnotesize {latex_escape(note)}" for note in table.notes]
+    if len(body) > LATEX_PAGE:
+        begin = [r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}", rf"\begin{{longtable}}{{{columns}}}"]
+        top = [caption + r" \\", r"\toprule", head, r"\endfirsthead", r"\toprule", head, r"\midrule", r"\endhead"]
+        lines = ["% needs \\usepackage{array,booktabs,longtable,xcolor}", *begin, *top, *body]
+        return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", *notes, r"\par\endgroup"]) + "\n"
+    begin = [
+        r"\begin{table}",
+        r"\centering",
+        caption,
+        r"\par\smallskip",
+        LATEX_SHRINK + "{!}{%",
+        rf"\begin{{tabular}}{{{columns}}}",
+    ]
+    lines = ["% needs \\usepackage{array,booktabs,graphicx,xcolor}", *begin, r"\toprule", head, *body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", *notes, r"\end{table}"]) + "\n"
+
+
+def sort_attribute(text: str) -> Markup:
+    """The attribute of a cell in a number column that the page's script sorts by; nothing where there is no number."""
+    value = sort_value(text)
+    return Markup("") if value is None else Markup(' data-sort="{:.10g}"').format(value)
+
+
+def shade(table: Table, i: int) -> str:
+    """The class that shades the difference to the paper in row i by its size, and by whether it is for the better."""
+    difference, metric = table.data["difference"].iloc[i], table.data["metric"].iloc[i]
+    if pd.isna(difference):
+        return ""
+    direction = "better" if (difference > 0) == HIGHER_IS_BETTER[metric] else "worse"
+    rounded = round(abs(difference), 9)
+    return next(name for limit, name in DIFFERENCE_STEPS if rounded <= limit).format(direction)
 
 
 def to_html(table: Table) -> Markup:
-    """A `<table>` with a heading row per group; a verdict or decision is also its cell's class, spaces as dashes."""
+    """A sortable `<table>` with a heading row per group; a verdict or decision is its cell's class, spaces as dashes.
+
+    The first cell of a row heads it, and names its group for when sorting has dissolved the groups.
+    """
     headings = [str(heading) for heading in table.display.columns]
+    kinds = ["prose" if h in PROSE_COLUMNS else "text" if is_text(table, h) else "number" for h in headings]
+    shaded = "difference" in headings and {"difference", "metric"} <= set(table.data.columns)
 
-    def css(i: int, heading: str, text: str) -> str:
-        classes = ["text" if heading in TEXT_COLUMNS else "number"]
-        if heading in ("verdict", "decision"):
-            classes.append(text.replace(" ", "-"))
-        elif text in ("not run", "diverged") or (i, heading) in table.greyed:
+    def cell(i: int, column: int) -> Markup:
+        heading, kind, text = headings[column], kinds[column], str(table.display.iloc[i, column])
+        classes = [kind]
+        if heading in JUDGED_COLUMNS:
+            classes += ["judged", text.replace(" ", "-")]
+        elif text in (NOT_RUN, DIVERGED) or (i, heading) in table.greyed:
             classes.append("grey")
-        return " ".join(classes)
+        elif shaded and heading == "difference" and (step := shade(table, i)):
+            classes += ["shade", step]
+        sort = sort_attribute(text) if kind == "number" else ""
+        value = Markup("<code>{}</code>").format(text) if heading in CODE_COLUMNS and text else escape(text)
+        shown = Markup('<span class="value">{}</span>').format(value)
+        if column > 0:
+            return Markup('<td class="{}"{}>{}</td>').format(" ".join(classes), sort, shown)
+        group = Markup('<span class="of">{}</span>').format(table.groups[i]) if table.groups[i] else ""
+        return Markup('<th scope="row" class="{}"{}>{}{}</th>').format(" ".join(classes), sort, group, shown)
 
-    head = Markup().join(
-        Markup('<th class="{}">{}</th>').format("text" if h in TEXT_COLUMNS else "number", h) for h in headings
+    heads = (
+        Markup('<th scope="col" class="{}">{}</th>').format(kind, heading)
+        for heading, kind in zip(headings, kinds, strict=True)
     )
-    parts = [Markup("<table><thead><tr>{}</tr></thead>").format(head)]
+    parts = [
+        Markup('<table class="sortable"><caption class="hidden">{}</caption>').format(table.title),
+        Markup("<thead><tr>{}</tr></thead>").format(Markup().join(heads)),
+    ]
+    heading_row = Markup('<tr class="group"><th scope="rowgroup" colspan="{}">{}</th></tr>')
     for group, rows in _grouped(table):
-        parts.append(Markup('<tbody><tr class="group"><th colspan="{}">{}</th></tr>').format(len(headings), group))
+        parts.append(Markup("<tbody>"))
+        if group:
+            parts.append(heading_row.format(len(headings), group))
         for i in rows:
-            values = [(heading, str(table.display.iloc[i][heading])) for heading in headings]
-            cells = Markup().join(
-                Markup('<td class="{}"><span>{}</span></td>').format(css(i, heading, text), escape(text))
-                for heading, text in values
-            )
+            cells = Markup().join(cell(i, column) for column in range(len(headings)))
             parts.append(Markup("<tr>{}</tr>").format(cells))
         parts.append(Markup("</tbody>"))
     return Markup().join([*parts, Markup("</table>")])

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.protocol import PROTOCOLS
-from pipeline.results import RunResult
+from pipeline.reporting.page import build_report
+from pipeline.results import RunResult, save_results
 from pipeline.spec import RunSpec, Stage
 
 Make = Callable[..., RunResult]
@@ -159,6 +161,17 @@ def make() -> Make:
 def make_quick() -> Callable[..., list[RunResult]]:
     """Makes the runs of the quick scale, or the same ones at another scale and on more datasets."""
     return fabricate_quick
+
+
+@pytest.fixture(scope="session")
+def report(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report at the quick scale, with the results to which it links, as the stages leave them."""
+    folder = tmp_path_factory.mktemp("report")
+    for cohort in dict.fromkeys(run.cohort for run in quick):
+        own = [run for run in quick if run.cohort == cohort]
+        save_results(folder / "results" / cohort.partition("/")[2], own)
+    build_report(quick, "quick", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

