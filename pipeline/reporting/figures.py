@@ -140,13 +140,13 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
             "paper_verified": [result.paper_verified for result in known],
         }
     )
-    units = [unit for unit in ("nats", "units") if (data["unit"] == unit).any()]
+    units = [unit for unit in ("nats", "units", "%") if (data["unit"] == unit).any()]
     heights = [(data["unit"] == unit).sum() + data.loc[data["unit"] == unit, "family"].nunique() for unit in units]
     with _canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
         axes = canvas.subplots(len(units), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
-            ax.set_xlabel("effect in nats" if unit == "nats" else "effect in active units")
+            ax.set_xlabel({"nats": "effect in nats", "units": "effect in active units"}.get(unit, f"effect in {unit}"))
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         caption = (
