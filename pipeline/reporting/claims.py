@@ -77,8 +77,8 @@ FAMILIES: dict[str, str] = {
     WIDER: f"effect = 100 times the difference (IWAE minus VAE at k = 1) of the mean log standard deviation of q(h|x) "
     f"over active units, about per cent; or of the standard deviation of decoded pixel means over q's samples, in "
     f"per cent of the grey range. {_TEST} {_SEVERAL_SEEDS}",
-    CHANGES: f"effect = share of decoded samples of q in which a plain classifier sees another digit than in the image, "
-    f"IWAE minus VAE at k = 1, in percentage points. {_TEST} {_SEVERAL_SEEDS}",
+    CHANGES: f"effect = share of decoded samples of q in which a plain classifier sees another digit than in the "
+    f"image, IWAE minus VAE at k = 1, in percentage points. {_TEST} {_SEVERAL_SEEDS}",
 }
 """Family -> its rule."""
 

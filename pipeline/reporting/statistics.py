@@ -57,10 +57,9 @@ class ErrorDistribution:
         """The error that is exceeded with probability 1 - `probability`."""
         if self.seed_se == 0:
             return float(np.quantile(self.deviations, probability))
-        spread = self.seed_se * abs(float(stats.t.ppf(min(probability, 1 - probability), self.seed_df)))
-        low, high = float(self.deviations.min()) - spread, float(self.deviations.max()) + spread
-        if low == high:
-            return low
+        # The mixture's quantile lies between those of its first and last part.
+        reach = self.seed_se * (1 + abs(float(stats.t.ppf(probability, self.seed_df))))
+        low, high = float(self.deviations.min()) - reach, float(self.deviations.max()) + reach
         return float(optimize.brentq(lambda error: self.cdf(error) - probability, low, high, xtol=1e-9))
 
     def p_value(self, effect: float) -> float:
@@ -74,7 +73,7 @@ class ErrorDistribution:
 
 
 def satterthwaite(errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Standard error and degrees of freedom of a sum of independent terms given by theirs; assumed ones have infinite."""
+    """Standard error and degrees of freedom (infinite for assumed errors) of a sum of independent terms by theirs."""
     total = sum(se**2 for se, _ in errors)
     doubtful = sum(se**4 / df for se, df in errors if np.isfinite(df))
     return float(np.sqrt(total)), float(total**2 / doubtful) if doubtful else np.inf
