@@ -35,8 +35,8 @@ class RunResult:
     the reader sees another digit than in their image, where it reads that rightly) and `digit_reader_accuracy`;
     `num_samples`; `test_images`. A diverged run has no metrics.
 
-    `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; `bounds_mean` [K = 1, 2, 4, ...], and for some test
-    images `bounds` [images, K], `relative_variance` [images];
+    `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; of up to 100 test images `bound_gaps` (log_p_hat
+    minus the bound with K = 1, 2, 4, ... samples) [images, K] and `relative_variance` of the weights [images];
     `unit_variance_1`, `_2` [units]; `samples` [100, 784] in [0, 1]; `history/step`, `history/epoch`,
     `history/learning_rate`, `history/seconds`, `history/bound`, `history/elbo`, `history/iwae`,
     `history/reconstruction` [points]. For the diagnostic images `spread/log_q_sd`, `spread/decoded_sd`,

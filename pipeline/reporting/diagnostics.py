@@ -40,10 +40,10 @@ STYLES = {"VAE k = 1": ":", "IWAE k = 5": "--", "IWAE k = 50": "-"}
 PAPER_GAPS = {"mnist": (0.62, 0.79), "omniglot": (2.39, 2.65)}
 """Test NLL minus training NLL, nats: the range that Burda et al. (2016), section 5 give over their models."""
 BIAS_PANELS = (
-    ("burda-table1", "MNIST, 1 layer: all test images", 1.0),
-    ("two-dimensional", "MNIST, 2 latent units: the half of the\ntest images with the steadiest weights", 0.5),
+    ("burda-table1", "MNIST, 1 layer: {} test images", 1.0),
+    ("two-dimensional", "MNIST, 2 latent units: the {} test\nimages with the steadiest weights", 0.5),
 )
-"""Experiment, heading, and the share of the images, those of the smallest relative variance of w."""
+"""Experiment, heading with room for the number of images, and the share of them: those of the steadiest w."""
 FEWEST_GROUPS = 4
 """A bound with K samples is shown where the samples make at least so many groups of K."""
 SMOOTHED = 9
@@ -56,7 +56,7 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
     panels = [
         (heading, share, runs)
         for experiment, heading, share in BIAS_PANELS
-        if (runs := shown_runs(results, experiment, "mnist", "bounds"))
+        if (runs := shown_runs(results, experiment, "mnist", "bound_gaps"))
     ]
     records = []
     with _canvas(name, 3.7 * (1 + len(panels)), 4.4) as canvas:
@@ -72,8 +72,9 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
             records.append(pd.DataFrame({**columns, "predicted": predicted}))
         _bias_axes(toy, "log-normal w with E[w] = 1", "−E[log of the mean of K weights], nats")
         for ax, (heading, share, runs) in zip(others, panels, strict=True):
-            records += [_trained_bias(ax, run, share) for run in runs]
-            _bias_axes(ax, heading, "log p̂ − IWAE-K bound, nats")
+            drawn = [_trained_bias(ax, run, share) for run in runs]
+            records += drawn
+            _bias_axes(ax, heading.format(drawn[0]["images"].iat[0]), "log p̂ − IWAE-K bound, nats")
         handles = [
             Line2D([], [], color="#333333", marker="o", ms=3.5, ls="", label="toy, simulated"),
             Line2D([], [], color="#333333", ls="--", lw=1, label="toy, predicted Var(w) / (2 K E[w]²)"),
@@ -91,8 +92,8 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
             "once K exceeds the relative variance Var(w) / E[w]²: a line of slope −1 here. Left: weights whose mean is "
             "known; the wider they spread (σ of log w), the later they meet the line. Middle and right: bounds of "
             "trained models against log p̂, from the same samples. Where the relative variance exceeds the K's shown, "
-            "the gap falls more slowly than 1/K and far more samples are needed than the prediction (grey) says; where "
-            "weights are steady the gap comes down to it. The grey lines have 1/K − 1/N for 1/K, N the samples of log "
+            "the prediction (grey) does not hold yet: the gap is far from it and falls more slowly than 1/K; where "
+            "weights are steady the gap meets it. The grey lines have 1/K − 1/N for 1/K, N the samples of log "
             "p̂, which has that bias itself. The papers give no numbers for this."
         )
         return _finish(canvas, name, title, caption, data)
@@ -107,13 +108,11 @@ def _bias_axes(ax: Axes, heading: str, label: str) -> None:
 
 def _trained_bias(ax: Axes, run: RunResult, share: float) -> pd.DataFrame:
     """Draw one model's gap over the images with the smallest relative variance of w, and return its numbers."""
-    variance, bounds = run.arrays["relative_variance"].astype(float), run.arrays["bounds"].astype(float)
+    variance, gaps = run.arrays["relative_variance"].astype(float), run.arrays["bound_gaps"].astype(float)
     chosen = np.argsort(variance, kind="stable")[: max(1, round(share * len(variance)))]
-    spaced = np.linspace(0, len(run.arrays["log_p_hat"]), len(bounds), endpoint=False).astype(int)
-    log_p_hat = run.arrays["log_p_hat"][spaced].astype(float)
-    K = 2 ** np.arange(bounds.shape[1])
+    K = 2 ** np.arange(gaps.shape[1])
     K = K[run.metrics["num_samples"] >= K * FEWEST_GROUPS]
-    gap = (log_p_hat[:, None] - bounds)[chosen, : len(K)].mean(0)
+    gap = gaps[chosen, : len(K)].mean(0)
     predicted = variance[chosen].mean() / 2 * (1 / K - 1 / run.metrics["num_samples"])
     style: dict[str, Any] = {"ls": STYLES[model_name(run)]}
     shown = predicted < 40 * gap.max()

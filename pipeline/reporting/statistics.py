@@ -108,7 +108,7 @@ class ToyBias:
 
 
 @lru_cache
-def log_normal_bias(sigma: float, doublings: int = 12, draws: int = 2**21) -> ToyBias:
+def log_normal_bias(sigma: float, doublings: int = 12, draws: int = 2**20) -> ToyBias:
     """Simulated with `draws` weights w = exp(sigma z - sigma^2 / 2), in groups of K = 1, 2, 4, ..., 2^doublings.
 
     log m has a nearly linear part, m - 1, of known mean zero; it is taken off where that narrows the error.
