@@ -112,7 +112,10 @@ def test_small_parameters_load(tmp_path: Path) -> None:
             "epochs, learning_rate",
         ),
         ("scales.small.", "protocol, precision, seeds, stages, max_steps, evaluation, experiments"),
-        ("scales.small.evaluation.", "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images"),
+        (
+            "scales.small.evaluation.",
+            "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images",
+        ),
         ("scales.small.experiments.first.", "datasets, layers, protocol, seeds, stages, max_steps"),
     ],
 )

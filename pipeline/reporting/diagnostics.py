@@ -58,6 +58,8 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
         for experiment, heading, share in BIAS_PANELS
         if (runs := shown_runs(results, experiment, "mnist", "bound_gaps"))
     ]
+    if not panels:
+        return MissingFigure(name, title, "finished runs of burda-table1 or two-dimensional on MNIST")
     records = []
     with _canvas(name, 3.7 * (1 + len(panels)), 4.4) as canvas:
         toy, *others = canvas.subplots(1, 1 + len(panels), squeeze=False)[0]
@@ -79,12 +81,11 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
             Line2D([], [], color="#333333", marker="o", ms=3.5, ls="", label="toy, simulated"),
             Line2D([], [], color="#333333", ls="--", lw=1, label="toy, predicted Var(w) / (2 K E[w]²)"),
         ]
-        if panels:
-            handles += [
-                Line2D([], [], color=_colour(run.spec.objective), ls=STYLES[model_name(run)], label=model_name(run))
-                for run in panels[0][2]
-            ]
-            handles.append(Line2D([], [], color="#999999", lw=0.9, label="trained models, predicted"))
+        handles += [
+            Line2D([], [], color=_colour(run.spec.objective), ls=STYLES[model_name(run)], label=model_name(run))
+            for run in panels[0][2]
+        ]
+        handles.append(Line2D([], [], color="#999999", lw=0.9, label="trained models, predicted"))
         canvas.legend(handles=handles, loc="outside lower center", ncols=3)
         data = pd.concat(records, ignore_index=True)
         caption = (

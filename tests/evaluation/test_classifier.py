@@ -28,7 +28,9 @@ def make_dataset(labelled: bool = True) -> Dataset:
     train, train_labels = make_digits(2000, 0)
     test, test_labels = make_digits(200, 1)
     bits = (test > 100).astype(np.uint8)
-    return Dataset("mnist", train, test, bits, train_labels if labelled else None, test_labels, "0123456789abcdef01", {})
+    return Dataset(
+        "mnist", train, test, bits, train_labels if labelled else None, test_labels, "0123456789abcdef01", {}
+    )
 
 
 def train_on(dataset: Dataset) -> DigitReader:
