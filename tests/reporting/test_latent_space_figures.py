@@ -47,14 +47,15 @@ def test_mass_levels_of_a_gaussian() -> None:
 
 
 def test_contours_give_both_posteriors(two_dimensional: list[RunResult]) -> None:
-    data = drawn(posterior_contours(two_dimensional)).data
+    figure = drawn(posterior_contours(two_dimensional))
+    data = figure.data
     assert list(dict.fromkeys(data["model"])) == ["VAE k = 1", "IWAE k = 5", "IWAE k = 50"]
     assert list(data["digit"][:5]) == [0, 2, 4, 6, 8]
     # The fabricated posteriors are Gaussians with standard deviations 0.25 and 0.5 around the windows' centres.
     np.testing.assert_allclose(data["posterior_sd_1"], 0.25, atol=0.01)
     np.testing.assert_allclose(data["posterior_sd_2"], 0.5, atol=0.01)
     np.testing.assert_allclose(data["posterior_mean_1"], data["q_mean_1"], atol=0.01)
-    assert "IWAE k = 50 1.5 nats" in drawn(posterior_contours(two_dimensional)).caption
+    assert "IWAE k = 50 1.5 nats" in figure.caption
 
 
 def test_scatter_has_every_image_and_its_digit(two_dimensional: list[RunResult]) -> None:
