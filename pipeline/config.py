@@ -71,6 +71,8 @@ class Experiment(_Model):
     T: Counts
     settings: Annotated[list[Setting], Field(min_length=1)]
     schedule: list[ScheduleStage] | None = None
+    latent: Annotated[list[Positive], Field(min_length=1, max_length=2)] | None = None
+    """Units of the stochastic layers, bottom first; None for Burda's."""
 
 
 class Part(_Model):
@@ -91,6 +93,7 @@ class Evaluation(_Model):
     test_images: Annotated[int, Field(ge=2)] | None
     train_images: Annotated[int, Field(ge=0)]
     pruned: bool
+    diagnostic_images: Annotated[int, Field(ge=0)]
 
     @field_validator("bound_samples")
     @classmethod

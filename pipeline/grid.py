@@ -85,6 +85,11 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
             schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
             own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
             seeds = part.seeds or scale.seeds
+            if experiment.latent and part.layers != [len(experiment.latent)]:
+                raise UserError(
+                    f"{source}: scales.{scale_name}.experiments.{experiment_name}.layers: must be"
+                    f" [{len(experiment.latent)}], as many as the experiment's latent {experiment.latent} has"
+                )
             for dataset, layers, (setting, M, K, parameter), seed in itertools.product(
                 part.datasets, part.layers, settings, seeds
             ):
@@ -101,7 +106,7 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
                         parameter=parameter,
                         seed=seed,
                         dataset=dataset,
-                        latent=LATENT[layers],
+                        latent=tuple(experiment.latent or LATENT[layers]),
                         train_images=info.train_images_burda if protocol.hold_out else info.train_images,
                         protocol_name=protocol_name,
                         protocol=protocol,

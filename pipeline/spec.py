@@ -99,6 +99,8 @@ class EvaluationSpec:
     """So many training images for `train_nll`; 0 for none."""
     pruned: bool
     """Also estimate the NLL with inactive units removed."""
+    diagnostic_images: int = 0
+    """So many test images, evenly spaced, to measure q's spread and read decoded digits on; 0 for no diagnostics."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ SMALL: dict[str, Any] = {
                 "test_images": 10,
                 "train_images": 0,
                 "pruned": True,
+                "diagnostic_images": 20,
             },
             "experiments": {
                 "first": {"datasets": ["mnist"], "layers": [1]},
@@ -104,7 +105,7 @@ def test_small_parameters_load(tmp_path: Path) -> None:
     [
         ("", "algorithm_version, device, workers, engine, checkpoint_seconds, data, experiments, scales"),
         ("data.", "test_binarization_seed"),
-        ("experiments.first.", "T, settings, schedule"),
+        ("experiments.first.", "T, settings, schedule, latent"),
         ("experiments.first.settings.1.", "objective, M, K, parameter, after"),
         ("experiments.second.settings.0.after.", "experiment, objective, M, K, parameter"),
         pytest.param(
@@ -112,7 +113,10 @@ def test_small_parameters_load(tmp_path: Path) -> None:
             "epochs, learning_rate",
         ),
         ("scales.small.", "protocol, precision, seeds, stages, max_steps, evaluation, experiments"),
-        ("scales.small.evaluation.", "seed, num_samples, bound_samples, test_images, train_images, pruned"),
+        (
+            "scales.small.evaluation.",
+            "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images",
+        ),
         ("scales.small.experiments.first.", "datasets, layers, protocol, seeds, stages, max_steps"),
     ],
 )

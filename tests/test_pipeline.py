@@ -58,6 +58,7 @@ TINY: dict[str, Any] = {
                 "test_images": 10,
                 "train_images": 5,
                 "pruned": True,
+                "diagnostic_images": 20,
             },
             "experiments": {
                 "burda-table1": {"datasets": ["mnist"], "layers": [1]},

@@ -5,7 +5,8 @@ Needs numpy alone, so that training runs on a bare GPU machine. A folder `data/b
     train_images.npy  uint8 [N, 784]  grey 0..255, row-major, upright; drawn anew at every visit
     test_images.npy   uint8 [M, 784]  grey 0..255
     test_bits.npy     uint8 [M, 784]  0 or 1: the one fixed draw that every evaluation uses
-    test_labels.npy   uint8 [M]       digits 0..9, MNIST only
+    train_labels.npy  uint8 [N]       digits 0..9, MNIST only; for the classifier that reads decoded images
+    test_labels.npy   uint8 [M]       the same of the test images
     dataset.json      counts, seed, digests, and where the raw files came from
 """
 
@@ -22,7 +23,8 @@ from pipeline.errors import UserError
 from pipeline.files import read_json
 
 PIXELS = 784
-TRAIN_IMAGES, TEST_IMAGES, TEST_BITS, TEST_LABELS = "train_images", "test_images", "test_bits", "test_labels"
+TRAIN_IMAGES, TEST_IMAGES, TEST_BITS = "train_images", "test_images", "test_bits"
+TRAIN_LABELS, TEST_LABELS = "train_labels", "test_labels"
 INFO = "dataset.json"
 
 
@@ -40,7 +42,7 @@ class DatasetInfo:
     fixed: bool = False
     """The binarization is part of the data: nothing is drawn, neither in training nor for the test set."""
     labelled: bool = False
-    """Test images carry digit labels."""
+    """Images carry digit labels."""
 
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -62,9 +64,10 @@ class Dataset:
     """Memory-mapped; writes stay in memory."""
     test_images: NDArray[np.uint8] = field(repr=False)
     test_bits: NDArray[np.uint8] = field(repr=False)
+    train_labels: NDArray[np.uint8] | None = field(repr=False)
     test_labels: NDArray[np.uint8] | None = field(repr=False)
     digest: str
-    """Equal digests, equal arrays; where the raw files came from does not enter."""
+    """Equal digests, equal arrays; where the raw files came from does not enter, nor do the training labels."""
     info: dict[str, Any] = field(repr=False)
     """The whole of dataset.json."""
 
@@ -88,7 +91,7 @@ def load_dataset(folder: Path) -> Dataset:
     try:
         name, digest = str(info["name"]), str(info["digest"])
         train, test = int(info["counts"]["train_images"]), int(info["counts"]["test_images"])
-        labelled = f"{TEST_LABELS}.npy" in info["sha256"]
+        labelled = {name for name in (TRAIN_LABELS, TEST_LABELS) if f"{name}.npy" in info["sha256"]}
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder / INFO}: {error!r} is missing or malformed; {remedy}") from error
     return Dataset(
@@ -96,7 +99,8 @@ def load_dataset(folder: Path) -> Dataset:
         train_images=_open(folder / f"{TRAIN_IMAGES}.npy", (train, PIXELS), remedy),
         test_images=_open(folder / f"{TEST_IMAGES}.npy", (test, PIXELS), remedy),
         test_bits=_open(folder / f"{TEST_BITS}.npy", (test, PIXELS), remedy),
-        test_labels=_open(folder / f"{TEST_LABELS}.npy", (test,), remedy) if labelled else None,
+        train_labels=_open(folder / f"{TRAIN_LABELS}.npy", (train,), remedy) if TRAIN_LABELS in labelled else None,
+        test_labels=_open(folder / f"{TEST_LABELS}.npy", (test,), remedy) if TEST_LABELS in labelled else None,
         digest=digest,
         info=info,
     )

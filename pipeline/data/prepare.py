@@ -18,6 +18,7 @@ from pipeline.data.datasets import (
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
+    TRAIN_LABELS,
     dataset_info,
 )
 from pipeline.data.formats import corrupt, read_binarized_text, read_idx, read_mat
@@ -34,6 +35,7 @@ class RawImages:
 
     train: NDArray[np.uint8]
     test: NDArray[np.uint8]
+    train_labels: NDArray[np.uint8] | None = None
     test_labels: NDArray[np.uint8] | None = None
 
 
@@ -41,6 +43,7 @@ def read_mnist(folder: Path) -> RawImages:
     return RawImages(
         train=read_idx(folder / "train-images-idx3-ubyte").reshape(-1, PIXELS),
         test=read_idx(folder / "t10k-images-idx3-ubyte").reshape(-1, PIXELS),
+        train_labels=read_idx(folder / "train-labels-idx1-ubyte"),
         test_labels=read_idx(folder / "t10k-labels-idx1-ubyte"),
     )
 
@@ -96,10 +99,13 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
         TRAIN_IMAGES: images.train,
         TEST_IMAGES: images.test,
         TEST_BITS: images.test // 255 if info.fixed else draw_bits(images.test, seed),
+        **({} if images.train_labels is None else {TRAIN_LABELS: images.train_labels}),
         **({} if images.test_labels is None else {TEST_LABELS: images.test_labels}),
     }
     (folder / INFO).unlink(missing_ok=True)
     sha256 = {f"{key}.npy": _save(folder / f"{key}.npy", array) for key, array in arrays.items()}
+    # No model is trained on labels, so what they are does not name a run.
+    named = [sha256[key] for key in sorted(sha256) if key != f"{TRAIN_LABELS}.npy"]
     value = {
         "name": name,
         "title": info.title,
@@ -109,7 +115,7 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
         "train_images_burda": info.train_images_burda,
         "test_binarization_seed": None if info.fixed else seed,
         "sha256": sha256,
-        "digest": hashlib.sha256("".join(sha256[key] for key in sorted(sha256)).encode()).hexdigest(),
+        "digest": hashlib.sha256("".join(named).encode()).hexdigest(),
         "sources": source,
     }
     write_json(folder / INFO, value)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pipeline.data.datasets import load_dataset
 from pipeline.device import Machine
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import evaluate_run, evaluation_digest
+from pipeline.evaluation.classifier import load_reader, reader_path, save_reader
+from pipeline.evaluation.evaluate import Labels, evaluate_run, evaluation_digest
 from pipeline.files import read_json
 from pipeline.interruption import stop_requested
 from pipeline.results import RunResult
@@ -55,30 +56,54 @@ def finished_runs(cohort: CohortSpec, training: Path, store: Path, spec: Evaluat
 
 
 def _evaluate(
-    runs: list[Finished], send: Callable[[str], None], *, data: Path, machine: Machine, spec: EvaluationSpec
+    runs: list[Finished],
+    send: Callable[[str], None],
+    *,
+    data: Path,
+    store: Path,
+    machine: Machine,
+    spec: EvaluationSpec,
 ) -> None:
     def check() -> None:
         if stop_requested():
             raise Interrupted
 
     dataset = load_dataset(data)
-    grey, bits = dataset.train_images, dataset.test_bits
+    labels = None
+    if dataset.test_labels is not None and spec.diagnostic_images:
+        labels = Labels(dataset.test_labels, load_reader(reader_path(store, dataset.digest)))
+    images = dataset.train_images, dataset.test_bits
     for run in runs:
-        evaluate_run(run.folder, run.spec, spec, grey, bits, machine.device, run.target, check)
+        evaluate_run(run.folder, run.spec, spec, *images, machine.device, run.target, check, labels)
         send(run.spec.name)
 
 
+def _train_reader(path: Path, _: Callable[[None], None], *, data: Path, machine: Machine) -> None:
+    save_reader(path, load_dataset(data), machine.device)
+
+
 def evaluate_cohort(
-    runs: list[Finished], data: Path, machine: Machine, spec: EvaluationSpec, on_run: Callable[[str], None]
+    runs: list[Finished],
+    data: Path,
+    store: Path,
+    machine: Machine,
+    spec: EvaluationSpec,
+    on_run: Callable[[str], None],
 ) -> None:
     """Evaluate the runs that are not in the store yet. `on_run(name)` is called as each one ends.
 
     Raises: UserError with what went wrong; Stopped after SIGINT or SIGTERM.
     """
     waiting = [run for run in runs if not run.diverged and not run.target.with_suffix(".json").exists()]
+    dataset = load_dataset(data)
+    reader = reader_path(store, dataset.digest)
+    if waiting and spec.diagnostic_images and dataset.test_labels is not None and not reader.exists():
+        # In a process of its own, as all work with torch: a process that has used it cannot be forked safely.
+        train = partial(_train_reader, data=data, machine=machine)
+        run_parallel(train, [reader], 1, lambda *_: None, name=lambda path: path.name)
     # A GPU is set up once for all runs: that takes longer than an evaluation.
     items = [waiting] if machine.device.type == "cuda" and waiting else [[run] for run in waiting]
-    task = partial(_evaluate, data=data, machine=machine, spec=spec)
+    task = partial(_evaluate, data=data, store=store, machine=machine, spec=spec)
 
     def name(runs: list[Finished]) -> str:
         return ", ".join(run.spec.name for run in runs)

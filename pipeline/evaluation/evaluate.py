@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.evaluation.active_units import BURDA_IMAGES, THRESHOLD, active_masks, posterior_means, unit_variances
+from pipeline.evaluation.classifier import DigitReader
 from pipeline.evaluation.likelihood import Likelihoods, likelihoods, model_log_weights
+from pipeline.evaluation.posterior import decoded_samples, measure_spread, posterior_grid, reconstructions
 from pipeline.evaluation.samples import draw_samples
 from pipeline.files import atomic_path, write_json
 from pipeline.models.networks import Parameters
@@ -25,6 +27,20 @@ from pipeline.spec import EvaluationSpec, RunSpec
 from pipeline.training.state import WEIGHTS, read_weights
 
 SAMPLE_COUNT = 100
+BOUND_IMAGES = 100
+"""Test images, evenly spaced, whose bounds at every K are kept."""
+SCATTER_IMAGES = 2000
+PICTURED_IMAGES, PICTURED_SAMPLES = 10, 6
+GREY_LEVELS = 15
+"""Pictures are kept in so few levels above white that they compress well."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the digits of a test set: the labels [M], and a reader of digits."""
+
+    test: NDArray[np.uint8]
+    reader: DigitReader
 
 
 def evaluation_digest(spec: EvaluationSpec, run_digest: str) -> str:
@@ -52,10 +68,12 @@ def evaluate_weights(
     train_images: NDArray[np.uint8],
     test_bits: NDArray[np.uint8],
     between_passes: Callable[[], None] = lambda: None,
+    labels: Labels | None = None,
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
     """The metrics and arrays of `pipeline.results.RunResult` for one row of weights, [count], on its device.
 
-    `train_images`: grey, [N, 784] uint8. `test_bits`: the test set's one binarization, [N, 784] in {0, 1}.
+    `train_images`: grey, [N, 784] uint8. `test_bits`: the test set's one binarization, [M, 784] in {0, 1}. `labels`:
+    None where the test set has none; then no digits are read.
     """
     p = Parameters(run.latent, flat.unsqueeze(0))
     device = flat.device
@@ -83,10 +101,13 @@ def evaluate_weights(
         "num_samples": float(spec.num_samples),
         "test_images": float(len(test)),
     }
+    kept = evenly_spaced(len(test), BOUND_IMAGES)
     arrays: dict[str, NDArray[Any]] = {
         "log_p_hat": of_test.log_p_hat,
         "iwae_64": of_test.bound,
         "ess_64": of_test.ess,
+        "bound_gaps": (of_test.log_p_hat[:, None] - of_test.bounds)[kept].astype(np.float16),
+        "relative_variance": of_test.relative_variance[kept],
         "samples": (draw_samples(p, SAMPLE_COUNT, spec.seed)).astype(np.float16),
     }
     for l, (own, on_test) in enumerate(zip(variances, test_variances, strict=True), start=1):
@@ -98,8 +119,79 @@ def evaluate_weights(
     if spec.train_images:
         seen = evenly_spaced(run.train_images, spec.train_images)
         bits = binarize_once(train_images[seen], spec.seed, "train likelihood").to(device)
-        metrics["train_nll"] = -_mean(estimate(bits).log_p_hat)
+        of_train = estimate(bits).log_p_hat
+        metrics["train_nll"] = -_mean(of_train)
+        if len(of_train) > 1:
+            metrics["train_nll_se"] = float(of_train.std(ddof=1) / np.sqrt(len(of_train)))
+    if spec.diagnostic_images:
+        active = active_masks(test_variances[:1], device)[0]
+        own_metrics, own_arrays = diagnose(p, spec, every_test_image, active, labels, between_passes)
+        metrics |= own_metrics
+        arrays |= own_arrays
     return metrics, arrays
+
+
+def diagnose(
+    p: Parameters,
+    spec: EvaluationSpec,
+    test: Tensor,
+    active: Tensor,
+    labels: Labels | None,
+    between_passes: Callable[[], None],
+) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """Spread of q(h1 | x), decoded samples and the digits in them; with two latent units also the posteriors.
+
+    `test`: every test image, [M, 784] in {0, 1}. `active`: mask of the units of layer 1.
+    """
+    chosen = evenly_spaced(len(test), spec.diagnostic_images)
+    images = test[torch.from_numpy(chosen).to(test.device)]
+    reader = None if labels is None else labels.reader.to(test.device)
+    spread = measure_spread(p, images, active, reader, spec.seed, between_passes)
+    metrics = {"log_q_sd": _mean(spread.log_sd), "decoded_sd": _mean(spread.decoded_sd)}
+    arrays: dict[str, NDArray[Any]] = {"spread/log_q_sd": spread.log_sd, "spread/decoded_sd": spread.decoded_sd}
+    pictured = pictured_images(len(test), None if labels is None else labels.test)
+    x = test[torch.from_numpy(pictured).to(test.device)]
+    decoded = decoded_samples(p, x, PICTURED_SAMPLES, spec.seed, "pictures").transpose(0, 1)
+    arrays |= {
+        "pictures/x": x.cpu().numpy().astype(np.uint8) * 255,
+        "pictures/reconstruction": _grey(reconstructions(p, x)),
+        "pictures/decoded": _grey(decoded),
+    }
+    if labels is not None and reader is not None and spread.digits is not None:
+        seen = reader.read(images).cpu().numpy().astype(np.uint8)
+        right = seen == labels.test[chosen]
+        changed = spread.digits != seen[:, None]
+        metrics["digit_changes"] = float(changed[right].mean()) if right.any() else 0.0
+        metrics["digit_reader_accuracy"] = labels.reader.accuracy
+        arrays |= {
+            "digits/label": np.array(labels.test[chosen]),
+            "digits/image": seen,
+            "digits/decoded": spread.digits,
+            "pictures/label": np.array(labels.test[pictured]),
+            "pictures/digits": reader.read(decoded).cpu().numpy().astype(np.uint8),
+        }
+    if p.latent == (2,):
+        scattered = evenly_spaced(len(test), SCATTER_IMAGES)
+        (means,) = posterior_means(p, test[torch.from_numpy(scattered).to(test.device)], spec.seed)
+        arrays["latent/mean"] = means.astype(np.float16)
+        if labels is not None:
+            arrays["latent/label"] = np.array(labels.test[scattered])
+        # Every other picture: enough to see, half to keep.
+        grid = posterior_grid(p, x[::2])
+        arrays |= {f"posterior/{name}": value for name, value in asdict(grid).items()}
+        arrays["posterior/log_density"] = grid.log_density.astype(np.float16)
+    return metrics, arrays
+
+
+def pictured_images(count: int, labels: NDArray[np.uint8] | None) -> NDArray[np.int64]:
+    """Test images that are shown: the first of each digit, or so many evenly spaced where there are no labels."""
+    if labels is None:
+        return evenly_spaced(count, PICTURED_IMAGES)
+    return np.array([np.flatnonzero(labels == digit)[0] for digit in np.unique(labels)], dtype=np.int64)
+
+
+def _grey(images: Tensor) -> NDArray[np.uint8]:
+    return (torch.round(GREY_LEVELS * images) * (255 // GREY_LEVELS)).to(torch.uint8).cpu().numpy()
 
 
 def _mean(values: NDArray[np.float32]) -> float:
@@ -115,6 +207,7 @@ def evaluate_run(
     device: torch.device,
     target: Path,
     between_passes: Callable[[], None] = lambda: None,
+    labels: Labels | None = None,
 ) -> None:
     """Evaluate the weights in `run_folder` and write `<target>.json` and `<target>.npz`; the JSON comes last.
 
@@ -122,7 +215,7 @@ def evaluate_run(
     """
     start = time.monotonic()
     flat = read_weights(run_folder / WEIGHTS, run.latent).to(device)
-    metrics, arrays = evaluate_weights(flat, run, spec, train_images, test_bits, between_passes)
+    metrics, arrays = evaluate_weights(flat, run, spec, train_images, test_bits, between_passes, labels)
     facts = {
         "wall_s": round(time.monotonic() - start, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

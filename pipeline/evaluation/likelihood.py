@@ -46,6 +46,10 @@ class Likelihoods:
     elbo: NDArray[np.float32]
     ess: NDArray[np.float32]
     """(sum w)^2 / sum w^2 / bound_samples, averaged over the same groups."""
+    bounds: NDArray[np.float32]
+    """The bounds with K = 1, 2, 4, ... samples up to all of them, [images, K], each averaged over its groups."""
+    relative_variance: NDArray[np.float32]
+    """Var(w) / E[w]^2 of the weights: bounds fall short of log p by about half of it divided by K."""
 
 
 def model_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = None) -> LogWeights:
@@ -102,5 +106,19 @@ def summarize(log_w: Tensor, bound_samples: int) -> tuple[Tensor, ...]:
     grouped = log_w[: groups * bound_samples].unflatten(0, (groups, bound_samples)).double()
     bound = (torch.logsumexp(grouped, 1) - math.log(bound_samples)).mean(0)
     ess = (2 * torch.logsumexp(grouped, 1) - torch.logsumexp(2 * grouped, 1)).exp().mean(0) / bound_samples
-    log_p_hat = torch.logsumexp(log_w.double(), 0) - math.log(samples)
-    return log_p_hat, bound, log_w.double().mean(0), ess
+    all_w = log_w.double()
+    log_p_hat = torch.logsumexp(all_w, 0) - math.log(samples)
+    second_moment = torch.logsumexp(2 * all_w, 0) - math.log(samples)
+    relative_variance = torch.expm1(second_moment - 2 * log_p_hat)
+    return log_p_hat, bound, all_w.mean(0), ess, doubling_bounds(all_w), relative_variance
+
+
+def doubling_bounds(log_w: Tensor) -> Tensor:
+    """IWAE_K for K = 1, 2, 4, ..., averaged over the groups of K that log w [samples, B] makes: [B, K's]."""
+    bounds = [log_w.mean(0)]
+    while len(log_w) > 1:
+        # Two neighbouring groups of K make one of 2 K; a last one without neighbour is left out.
+        whole = log_w[: len(log_w) // 2 * 2]
+        log_w = torch.logaddexp(whole[0::2], whole[1::2]) - math.log(2)
+        bounds.append(log_w.mean(0))
+    return torch.stack(bounds, 1)

@@ -122,13 +122,18 @@ def forward(
     return Forward(x, h, eps, q, decoder, p1_hidden, residual, d_p1_hidden, log_px, log_w + log_px)
 
 
+def decoder_logits(p: Parameters, h1: Tensor) -> Tensor:
+    """Logits of p(x | h1), [R, rows, 784], at given h1 [R, rows, units]."""
+    return _linear(p, LOGITS, _hidden(p, "p1", h1)[1])
+
+
 def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
     """Ancestral samples: logits of p(x | h1), [R, rows, 784], from standard normal noise per layer [R, rows, units]."""
     h = noise[-1]
     for l in range(len(noise) - 1, 0, -1):
         block = _gaussian(p, f"p{l + 1}", h)
         h = block.mean + block.std * noise[l - 1]
-    return _linear(p, LOGITS, _hidden(p, "p1", h)[1])
+    return decoder_logits(p, h)
 
 
 def _layer_gradient(g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:

@@ -103,15 +103,28 @@ def metric_of(run: RunResult, metric: str) -> float | None:
 
 
 def run_images(run: RunResult, metric: str) -> NDArray[np.float64] | None:
-    """Per-image values [test images] of a metric in nats, or None where the run has none."""
+    """Per-image values [images] of a metric in its unit, or None where the run has none."""
     if metric == "kl_q_p":
         bound, likelihood = run_images(run, "iwae_64"), run_images(run, "log_p_hat")
         paired = bound is not None and likelihood is not None and bound.shape == likelihood.shape
         return bound - likelihood if paired and bound is not None and likelihood is not None else None
+    if metric == "digit_changes":
+        return digit_changes(run)
+    if metric in ("log_q_sd", "decoded_sd"):
+        metric = f"spread/{metric}"
     array = run.arrays.get("log_p_hat" if metric == "nll" else metric)
     if array is None or metric.startswith("active_units"):
         return None
     return np.asarray(-array if metric == "nll" else array, dtype=np.float64)
+
+
+def digit_changes(run: RunResult) -> NDArray[np.float64] | None:
+    """Share of an image's decoded samples that show another digit, of images that the reader reads rightly."""
+    if "digits/decoded" not in run.arrays:
+        return None
+    image, decoded = run.arrays["digits/image"], run.arrays["digits/decoded"]
+    right = image == run.arrays["digits/label"]
+    return np.asarray((decoded[right] != image[right, None]).mean(1), dtype=np.float64)
 
 
 def images(cell: Cell, metric: str) -> NDArray[np.float64] | None:

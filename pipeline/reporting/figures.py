@@ -140,13 +140,13 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
             "paper_verified": [result.paper_verified for result in known],
         }
     )
-    units = [unit for unit in ("nats", "units") if (data["unit"] == unit).any()]
+    units = [unit for unit in ("nats", "units", "%") if (data["unit"] == unit).any()]
     heights = [(data["unit"] == unit).sum() + data.loc[data["unit"] == unit, "family"].nunique() for unit in units]
     with _canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
         axes = canvas.subplots(len(units), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
-            ax.set_xlabel("effect in nats" if unit == "nats" else "effect in active units")
+            ax.set_xlabel({"nats": "effect in nats", "units": "effect in active units"}.get(unit, f"effect in {unit}"))
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         caption = (
@@ -690,6 +690,9 @@ class FigureSection:
 
 def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResult]) -> dict[str, FigureSection]:
     """Every figure of the report by section: claims, heat maps, curves, diagnostics."""
+    # These draw with the helpers of this module.
+    from pipeline.reporting import diagnostics, latent_space
+
     datasets = ("mnist", "omniglot", "fixed-mnist")
     sections: dict[str, tuple[str, list[Callable[[], Figure | MissingFigure]]]] = {
         "claims": ("Claims", [lambda: claims_forest(decided)]),
@@ -707,6 +710,8 @@ def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResul
                 lambda: rainforth_sweep(cells),
                 *(lambda d=d: convergence(results, d) for d in datasets),
                 lambda: convergence(results, "mnist", T=64),
+                *(lambda d=d: diagnostics.convergence_in_time(results, d) for d in datasets),
+                lambda: diagnostics.convergence_in_time(results, "mnist", T=64),
             ],
         ),
         "diagnostics": (
@@ -716,6 +721,13 @@ def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResul
                 lambda: ess_violins(results, "mnist", T=64),
                 *(lambda d=d: unit_activity(results, d) for d in datasets),
                 *(lambda d=d: samples(results, d) for d in datasets),
+                *(lambda d=d: latent_space.reconstruction_pictures(results, d) for d in datasets),
+                lambda: latent_space.digit_pictures(results),
+                lambda: latent_space.posterior_spread(results),
+                lambda: latent_space.posterior_contours(results),
+                lambda: latent_space.latent_scatter(results),
+                lambda: diagnostics.log_mean_bias(results),
+                lambda: diagnostics.generalization_gap(results, cells),
             ],
         ),
     }

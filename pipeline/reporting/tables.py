@@ -29,7 +29,7 @@ from pipeline.reporting.cells import (
     verdict,
     with_parameter,
 )
-from pipeline.reporting.claims import FAMILIES, ClaimResult, Effect, Term, contrast
+from pipeline.reporting.claims import FAMILIES, HOW_DECIDED, ClaimResult, Effect, Term, contrast
 from pipeline.results import RunResult
 
 DASH = "–"
@@ -423,7 +423,7 @@ def diagnostics(results: list[RunResult]) -> Table:
 
 
 def claims(results: list[ClaimResult]) -> Table:
-    """The papers' claims one by one: effect with its 95 % interval, the paper's effect, the decision."""
+    """The papers' claims one by one: effect with the interval that decides, the paper's effect, the decision."""
     data = pd.DataFrame(
         [
             {
@@ -434,6 +434,7 @@ def claims(results: list[ClaimResult]) -> Table:
                 "uncertainty": result.effect.uncertainty if result.effect else None,
                 "low": result.low,
                 "high": result.high,
+                "p_value": result.p_value,
                 "paper_effect": result.paper_effect,
                 "paper_verified": result.paper_verified,
                 "decision": result.decision,
@@ -462,7 +463,7 @@ def claims(results: list[ClaimResult]) -> Table:
         "Effects are signed so that above zero supports the claim; in nats unless units are named. ± is one standard "
         "uncertainty: the paired standard error over test images and the seed term (standard deviation over seeds / "
         "√n; with one seed 0.10 nats a run is assumed, Burda's code against itself; for active units 1 unit a run) in "
-        "quadrature. The interval is what the rule looks at."
+        f"quadrature. {HOW_DECIDED}"
     )
     used = {result.family for result in results}
     notes = [f"{name}: {rule}" for name, rule in FAMILIES.items() if name in used]

@@ -20,6 +20,7 @@ def folder(tmp_path: Path) -> Path:
         "train_images": np.full((6, 784), 200, np.uint8),
         "test_images": np.full((3, 784), 100, np.uint8),
         "test_bits": np.ones((3, 784), np.uint8),
+        "train_labels": np.arange(6, dtype=np.uint8),
         "test_labels": np.arange(3, dtype=np.uint8),
     }
     for name, array in arrays.items():
@@ -56,12 +57,15 @@ def test_load(folder: Path) -> None:
     assert data.train_images[0, 0] == 200
     assert data.test_labels is not None
     assert data.test_labels.tolist() == [0, 1, 2]
+    assert data.train_labels is not None
+    assert data.train_labels.tolist() == [0, 1, 2, 3, 4, 5]
     data.train_images[0, 0] = 1
     assert load_dataset(folder).train_images[0, 0] == 200
 
 
 @pytest.mark.parametrize(
-    "file", ["train_images.npy", "test_images.npy", "test_bits.npy", "test_labels.npy", "dataset.json"]
+    "file",
+    ["train_images.npy", "test_images.npy", "test_bits.npy", "train_labels.npy", "test_labels.npy", "dataset.json"],
 )
 def test_a_missing_file_names_the_stage(file: str, folder: Path) -> None:
     (folder / file).unlink()

@@ -48,7 +48,7 @@ def test_counts_types_and_range(name: str, prepared: dict[str, Dataset]) -> None
     assert data.info["train_images_burda"] == info.train_images_burda <= info.train_images
     assert isinstance(data.train_images, np.memmap)
     assert set(np.unique(data.test_bits)) == {0, 1}
-    assert (data.test_labels is not None) == info.labelled
+    assert (data.test_labels is not None) == (data.train_labels is not None) == info.labelled
     assert data.train_images.max() == 255
     assert 0.05 < data.train_images.mean() / 255 < 0.2
 
@@ -59,7 +59,9 @@ def test_dataset_json_has_the_digests_of_the_files(name: str, prepared: dict[str
     folder = folder_of(data)
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
     assert data.info["sha256"] == found
-    assert data.digest == hashlib.sha256("".join(found[key] for key in sorted(found)).encode()).hexdigest()
+    # Runs are named after what they are trained and evaluated on; no model sees the training labels.
+    named = [found[key] for key in sorted(found) if key != "train_labels.npy"]
+    assert data.digest == hashlib.sha256("".join(named).encode()).hexdigest()
     assert {path.name for path in folder.iterdir()} == {*found, "dataset.json"}
     assert data.info["variant"] == data.info["sources"]["variant"] == VARIANTS[name][-1].title
 
@@ -132,6 +134,10 @@ def test_mnist_stands_upright(prepared: dict[str, Dataset]) -> None:
     data = prepared["mnist"]
     assert data.test_labels is not None
     assert np.bincount(data.test_labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert data.train_labels is not None
+    assert np.bincount(data.train_labels)[:3].tolist() == [5923, 6742, 5958]
+    ones, others = (data.train_images[data.train_labels == digit].mean() for digit in (1, 0))
+    assert 2 * ones < others
     for images in (data.test_images, data.test_bits):
         ones = images[data.test_labels == 1].reshape(-1, 28, 28).mean(axis=0)
         axis = np.arange(28)

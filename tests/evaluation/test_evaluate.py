@@ -9,7 +9,15 @@ import torch
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.evaluation.evaluate import binarize_once, evaluate_run, evaluate_weights, evaluation_digest, evenly_spaced
+from pipeline.evaluation.classifier import DigitReader
+from pipeline.evaluation.evaluate import (
+    Labels,
+    binarize_once,
+    evaluate_run,
+    evaluate_weights,
+    evaluation_digest,
+    evenly_spaced,
+)
 from pipeline.evaluation.samples import draw_samples
 from pipeline.models.networks import Parameters, count_parameters, initial_weights
 from pipeline.spec import EvaluationSpec
@@ -38,6 +46,62 @@ def test_metrics_are_complete_and_consistent(latent: tuple[int, ...], grey_image
     assert arrays["samples"].shape == (100, 784)
     assert arrays["samples"].min() >= 0
     assert arrays["samples"].max() <= 1
+
+
+def make_labels(test: NDArray[np.uint8]) -> Labels:
+    """A reader that sees a 3 in every image but dark ones, in which it sees a 1."""
+    weights = {"hidden": torch.ones(784, 1), "hidden_bias": torch.tensor([-20.0]), "out": torch.zeros(1, 10)}
+    weights["out"][0, 3] = 1.0
+    reader = DigitReader({**weights, "out_bias": 0.01 * torch.eye(10)[1]}, 0.75)
+    return Labels(np.where(np.arange(len(test)) % 2, 3, 1).astype(np.uint8), reader)
+
+
+@pytest.mark.parametrize("latent", [(2,), (100, 50)])
+def test_diagnostics_come_with_their_images(latent: tuple[int, ...], grey_images: NDArray[np.uint8]) -> None:
+    run = make_run(latent=latent, train_images=500)
+    flat = initial_weights(latent, run.protocol, 0, grey_images.mean(0) / 255)
+    bits = (grey_images[500:] > 127).astype(np.uint8)
+    spec = replace(SPEC, diagnostic_images=25, pruned=False)
+    metrics, arrays = evaluate_weights(flat, run, spec, grey_images, bits, labels=make_labels(bits))
+    labels = make_labels(bits)
+    # The gaps shrink as K grows, from the ELBO's on.
+    gaps = arrays["bound_gaps"].astype(float)
+    assert gaps.shape == (30, 8)
+    np.testing.assert_allclose(gaps[:, 0].mean(), metrics["log_p_hat"] - metrics["elbo"], rtol=1e-3)
+    assert (np.diff(gaps.mean(0)) < 0).all()
+    assert arrays["relative_variance"].shape == (30,)
+    assert arrays["spread/log_q_sd"].shape == arrays["digits/label"].shape == (25,)
+    assert metrics["log_q_sd"] == pytest.approx(arrays["spread/log_q_sd"].mean())
+    # Every fourth of the hundred test images.
+    np.testing.assert_array_equal(arrays["digits/label"], labels.test[::4])
+    seen = labels.reader.read(torch.from_numpy(bits[::4]).float()).numpy()
+    np.testing.assert_array_equal(arrays["digits/image"], seen)
+    right = seen == labels.test[::4]
+    changes = (arrays["digits/decoded"] != seen[:, None])[right].mean() if right.any() else 0.0
+    assert metrics["digit_changes"] == pytest.approx(changes)
+    assert metrics["digit_reader_accuracy"] == 0.75
+    # The first image of each of the two labels is pictured.
+    np.testing.assert_array_equal(arrays["pictures/x"], 255 * bits[:2])
+    assert arrays["pictures/label"].tolist() == [1, 3]
+    assert arrays["pictures/decoded"].shape == (2, 6, 784)
+    assert set(np.unique(arrays["pictures/decoded"])) <= set(range(0, 256, 17))
+    assert ("latent/mean" in arrays) == ("posterior/log_p" in arrays) == (latent == (2,))
+    if latent == (2,):
+        assert arrays["latent/mean"].shape == (100, 2)
+        # Quadrature and 130 samples see the same likelihood; samples fall short.
+        assert arrays["posterior/log_p"][0] == pytest.approx(float(arrays["log_p_hat"][0]), abs=1.0)
+    assert all(array.nbytes < 200_000 for array in arrays.values())
+
+
+def test_without_labels_no_digits_are_read(grey_images: NDArray[np.uint8]) -> None:
+    run = make_run(train_images=500)
+    flat = initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255)
+    bits = (grey_images[500:] > 127).astype(np.uint8)
+    metrics, arrays = evaluate_weights(flat, run, replace(SPEC, diagnostic_images=9), grey_images, bits)
+    assert "decoded_sd" in metrics
+    assert "digit_changes" not in metrics
+    assert not [name for name in arrays if name.startswith(("digits/", "latent/")) or name == "pictures/label"]
+    np.testing.assert_array_equal(arrays["pictures/x"], 255 * bits[::10])
 
 
 def test_pruning_nothing_changes_nothing(grey_images: NDArray[np.uint8]) -> None:

@@ -14,6 +14,7 @@ from pipeline.device import Machine
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import Finished, evaluate_cohort, finished_runs, result_of
 from pipeline.evaluation.evaluate import evaluate_weights
+from pipeline.files import read_json, write_json
 from pipeline.results import load_results, save_results
 from pipeline.spec import CohortSpec, EvaluationSpec, Stage
 from pipeline.store import cohort_jobs, copy_finished
@@ -41,7 +42,7 @@ class Trained:
     def evaluate(self, spec: EvaluationSpec = SPEC) -> list[str]:
         """The names of the runs that were computed."""
         seen: list[str] = []
-        evaluate_cohort(self.runs(spec), self.data, MACHINE, spec, seen.append)
+        evaluate_cohort(self.runs(spec), self.data, self.store, MACHINE, spec, seen.append)
         return sorted(seen)
 
 
@@ -109,6 +110,24 @@ def test_nothing_is_computed_twice(trained: Trained) -> None:
     assert trained.evaluate() == [CALM[0]]
     assert written(calm[0]) != before[0]
     assert written(calm[1]) == before[1]
+
+
+def test_digits_are_read_by_one_reader_of_the_dataset(trained: Trained, grey_images: NDArray[np.uint8]) -> None:
+    info = read_json(trained.data / "dataset.json")
+    for split, count in (("train", 500), ("test", 100)):
+        np.save(trained.data / f"{split}_labels.npy", (np.arange(count) % 10).astype(np.uint8))
+    spec = replace(SPEC, diagnostic_images=10)
+    # Labels of the test set alone cannot teach a reader.
+    write_json(trained.data / "dataset.json", info | {"sha256": {"test_labels.npy": ""}})
+    with pytest.raises(UserError, match="no training labels"):
+        trained.evaluate(spec)
+    write_json(trained.data / "dataset.json", info | {"sha256": {"test_labels.npy": "", "train_labels.npy": ""}})
+    assert trained.evaluate(spec) == sorted(CALM)
+    (reader,) = trained.store.glob("digit-reader-*.safetensors")
+    written = reader.stat().st_mtime_ns
+    assert result_of(trained.cohort, trained.runs(spec)[0]).arrays["digits/decoded"].shape == (10, 20)
+    assert trained.evaluate(replace(spec, seed=7)) == sorted(CALM)
+    assert reader.stat().st_mtime_ns == written
 
 
 def test_other_settings_are_another_evaluation(trained: Trained) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.likelihood import Block, likelihoods, model_log_weights, summarize
+from pipeline.evaluation.likelihood import Block, doubling_bounds, likelihoods, model_log_weights, summarize
 from pipeline.models.log_weights import forward
 from pipeline.models.networks import Parameters, count_parameters
 
@@ -93,16 +93,30 @@ def test_log_w_is_log_joint_minus_log_q(layers: int) -> None:
 
 def test_summary_against_a_direct_computation() -> None:
     log_w = torch.from_numpy(np.random.default_rng(0).normal(-90, 5, (130, 3)))
-    log_p_hat, bound, elbo, ess = (part.numpy() for part in summarize(log_w, 64))
+    log_p_hat, bound, elbo, ess, bounds, relative_variance = (part.numpy() for part in summarize(log_w, 64))
     w = np.exp(log_w.numpy() + 90)
     np.testing.assert_allclose(log_p_hat, np.log(w.mean(0)) - 90)
     np.testing.assert_allclose(elbo, log_w.numpy().mean(0))
     groups = w[:128].reshape(2, 64, 3)
     np.testing.assert_allclose(bound, (np.log(groups.mean(1)) - 90).mean(0))
     np.testing.assert_allclose(ess, (groups.sum(1) ** 2 / (groups**2).sum(1) / 64).mean(0))
+    np.testing.assert_allclose(relative_variance, w.var(0) / w.mean(0) ** 2)
+    assert bounds.shape == (3, 8)
     equal = summarize(torch.full((64, 2), -700.0), 64)
     np.testing.assert_allclose(equal[0].numpy(), -700)
     np.testing.assert_allclose(equal[3].numpy(), 1)
+
+
+@pytest.mark.parametrize("samples", [1, 2, 7, 64, 130])
+def test_bounds_at_every_k_against_a_loop_over_groups(samples: int) -> None:
+    log_w = torch.from_numpy(np.random.default_rng(samples).normal(-90, 4, (samples, 2)))
+    bounds = doubling_bounds(log_w).numpy()
+    assert bounds.shape == (2, samples.bit_length())
+    w = np.exp(log_w.numpy() + 90)
+    for j in range(samples.bit_length()):
+        K = 2**j
+        groups = [np.log(w[g * K : (g + 1) * K].mean(0)) - 90 for g in range(samples // K)]
+        np.testing.assert_allclose(bounds[:, j], np.mean(groups, axis=0))
 
 
 def test_exactly_so_many_samples_are_used_however_they_are_split() -> None:

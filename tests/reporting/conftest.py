@@ -5,9 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from pipeline.protocol import PROTOCOLS
 from pipeline.reporting.page import build_report
@@ -35,9 +37,11 @@ def fabricate(
     iwae_64: float | None = None,
     continues: str | None = None,
     status: str = "finished",
+    q_sd: float = 0.5,
+    changes: float = 0.1,
 ) -> RunResult:
     """A run whose per-image values share the images' difficulty, so that pairing matters (its sd is 15 nats)."""
-    latent = (50,) if layers == 1 else (100, 50)
+    latent = (2,) if experiment == "two-dimensional" else (50,) if layers == 1 else (100, 50)
     suffix = "" if parameter is None else f"-p{parameter:g}"
     name = f"{objective}-M{M}-K{K}{suffix}-s{seed}"
     cohort = f"{scale}/{experiment}-{dataset}-{layers}L-T{M * K}" + ("-from-" + objective if continues else "")
@@ -101,7 +105,8 @@ def fabricate(
         "history/iwae": curve + 1,
         "history/reconstruction": curve + 20,
     }
-    counts = units or ((12,) if layers == 1 else (9, 3))
+    arrays |= fabricate_diagnostics(rng, latent, labelled=dataset == "mnist", q_sd=q_sd, changes=changes)
+    counts = units or ((2,) if latent == (2,) else (12,) if layers == 1 else (9, 3))
     for layer, (size, active) in enumerate(zip(latent, counts, strict=True), 1):
         variance = 10 ** rng.normal(-4, 0.6, size)
         variance[:active] = 10 ** rng.normal(-0.5, 0.3, active)
@@ -116,12 +121,59 @@ def fabricate(
         "kl_q_p": float(bound.mean()) + target,
         "ess_64": float(ess.mean()),
         "train_nll": target - 0.7,
+        "train_nll_se": 0.3,
+        "log_q_sd": float(arrays["spread/log_q_sd"].mean()),
+        "decoded_sd": float(arrays["spread/decoded_sd"].mean()),
         "num_samples": 5000,
         "test_images": images,
         **{f"active_units_{layer}": active for layer, active in enumerate(counts, 1)},
         **{f"active_units_test_{layer}": active for layer, active in enumerate(counts, 1)},
     }
+    if dataset == "mnist":
+        metrics |= {"digit_changes": changes, "digit_reader_accuracy": 0.97}
     return RunResult(*base, status, training, evaluation, metrics, arrays)
+
+
+def fabricate_diagnostics(
+    rng: np.random.Generator, latent: tuple[int, ...], labelled: bool, q_sd: float, changes: float
+) -> dict[str, NDArray[Any]]:
+    """What the evaluation keeps of spread, pictures and digits; with two units also Gaussian posteriors."""
+    levels = np.zeros((10, 7, 28, 28), np.uint8)
+    levels[:, :, 8:20, 12:16] = 17 * rng.integers(8, 16, (10, 7, 12, 4))
+    levels = levels.reshape(10, 7, 784)
+    labels = np.arange(100, dtype=np.uint8) % 10
+    decoded = np.where(rng.random((100, 20)) < changes, (labels[:, None] + 1) % 10, labels[:, None]).astype(np.uint8)
+    arrays: dict[str, NDArray[Any]] = {
+        "bound_gaps": (1.5 / 2.0 ** np.arange(13) * rng.uniform(0.5, 1.5, (40, 1))).astype(np.float16),
+        "relative_variance": rng.gamma(2, 2, 40).astype(np.float32),
+        "spread/log_q_sd": (np.log(q_sd) + rng.normal(0, 0.05, 100)).astype(np.float32),
+        "spread/decoded_sd": (0.1 * q_sd + rng.normal(0, 0.003, 100)).astype(np.float32),
+        "pictures/x": np.where(levels[:, 0] > 120, 255, 0).astype(np.uint8),
+        "pictures/reconstruction": levels[:, 0],
+        "pictures/decoded": levels[:, 1:],
+    }
+    if labelled:
+        image = labels.copy()
+        image[:3] = 9 - image[:3]
+        arrays |= {"digits/label": labels, "digits/image": image, "digits/decoded": decoded}
+        arrays |= {"pictures/label": labels[:10], "pictures/digits": decoded[:10, :6]}
+    if latent == (2,):
+        centers = 4 * np.stack([np.cos(0.63 * np.arange(10)), np.sin(0.63 * np.arange(10))], 1)
+        side = np.linspace(-2, 2, 21)
+        density = -0.5 * ((side[:, None] / 0.5) ** 2 + (side / 0.25) ** 2)
+        arrays |= {
+            "latent/mean": (centers[labels] + rng.normal(0, 0.3, (100, 2))).astype(np.float16),
+            "posterior/center": centers[::2].astype(np.float32),
+            "posterior/radius": np.full(5, 2, np.float32),
+            "posterior/log_density": np.maximum(density, -30)[None].repeat(5, 0).astype(np.float16),
+            "posterior/q_mean": centers[::2].astype(np.float32),
+            "posterior/q_sd": np.full((5, 2), q_sd, np.float32),
+            "posterior/log_p": np.full(5, -150, np.float32),
+            "posterior/kl_q_p": np.full(5, 1.5, np.float32),
+        }
+        if labelled:
+            arrays["latent/label"] = labels
+    return arrays
 
 
 def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)) -> list[RunResult]:
@@ -144,6 +196,8 @@ def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)
     second = {"experiment": "burda-table2", "scale": scale}
     results.append(fabricate("iwae", 1, 50, continues=f"{first}-T1/vae-M1-K1-s0", **second))
     results.append(fabricate("vae", 1, 1, continues=f"{first}-T50/iwae-M1-K50-s0", **second))
+    for objective, k in (("vae", 1), ("iwae", 5), ("iwae", 50)):
+        results.append(fabricate(objective, 1, k, experiment="two-dimensional", scale=scale, q_sd=0.2 + 0.01 * k))
     sweep = [("iwae", 1, 64, None), ("vae", 64, 1, None), *(("ciwae", 1, 64, b) for b in (0.05, 0.25, 0.5, 0.75))]
     sweep += [(name, M, 64 // M, None) for name in ("miwae", "piwae") for M in (2, 4, 8, 16, 32)]
     for objective, M, K, beta in sweep:

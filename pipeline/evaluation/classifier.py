@@ -1,0 +1,111 @@
+"""A plain classifier of binarized digits: it tells whether a decoded sample still shows its image's digit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipeline.data.datasets import PIXELS, Dataset
+from pipeline.errors import UserError
+from pipeline.files import atomic_path
+from pipeline.randomness import Randomness
+
+VERSION = 1
+"""To be raised when training it changes: readers that are in a store are of another version then."""
+DIGITS, HIDDEN = 10, 160
+EPOCHS, BATCH, LEARNING_RATE = 3, 250, 6e-3
+SEED = 123
+
+
+@dataclass(frozen=True)
+class DigitReader:
+    """784-160-10 with a rectifier between; trained on training images binarized anew at every visit."""
+
+    weights: dict[str, Tensor]
+    accuracy: float
+    """Share of the binarized test images that it reads correctly."""
+
+    def to(self, device: torch.device) -> DigitReader:
+        return DigitReader({name: tensor.to(device) for name, tensor in self.weights.items()}, self.accuracy)
+
+    def read(self, images: Tensor) -> Tensor:
+        """The digit seen in each of `images`, [..., 784] in [0, 1]: [...] int64."""
+        return _scores(self.weights, images).argmax(-1)
+
+
+def _scores(weights: dict[str, Tensor], images: Tensor) -> Tensor:
+    hidden = torch.relu(images @ weights["hidden"] + weights["hidden_bias"])
+    return hidden @ weights["out"] + weights["out_bias"]
+
+
+def train_reader(
+    train_images: NDArray[np.uint8],
+    train_labels: NDArray[np.uint8],
+    test_bits: NDArray[np.uint8],
+    test_labels: NDArray[np.uint8],
+    device: torch.device,
+) -> DigitReader:
+    """Train on grey images [N, 784] with Adam, the rate falling to zero; a function of the arrays on one device."""
+    randomness = Randomness(device)
+    images, labels = torch.from_numpy(train_images).to(device), torch.from_numpy(train_labels).to(device).long()
+    shapes = {"hidden": (PIXELS, HIDDEN), "hidden_bias": (HIDDEN,), "out": (HIDDEN, DIGITS), "out_bias": (DIGITS,)}
+    weights = {
+        name: (randomness.normal(shape, SEED, f"reader {name}", 0) * (2 / shape[0]) ** 0.5)
+        if len(shape) == 2
+        else torch.zeros(shape, device=device)
+        for name, shape in shapes.items()
+    }
+    for tensor in weights.values():
+        tensor.requires_grad_()
+    optimizer = torch.optim.Adam(weights.values(), lr=LEARNING_RATE)
+    per_epoch = len(images) // BATCH
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, EPOCHS * per_epoch)
+    for epoch in range(EPOCHS):
+        order = randomness.permutation(len(images), SEED, "reader order", epoch)
+        for number, chosen in enumerate(order[: per_epoch * BATCH].view(per_epoch, BATCH)):
+            uniform = randomness.uniform((BATCH, PIXELS), SEED, "reader bits", epoch * per_epoch + number)
+            bits = (255 * uniform < images[chosen]).float()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(_scores(weights, bits), labels[chosen]).backward()
+            optimizer.step()
+            schedule.step()
+    reader = DigitReader({name: tensor.detach() for name, tensor in weights.items()}, 0.0)
+    seen = reader.read(torch.from_numpy(test_bits).to(device).float()).cpu().numpy()
+    return DigitReader(reader.weights, float((seen == test_labels).mean()))
+
+
+def reader_path(store: Path, data_digest: str) -> Path:
+    return store / f"digit-reader-{VERSION}-{data_digest[:16]}.safetensors"
+
+
+def save_reader(path: Path, dataset: Dataset, device: torch.device) -> None:
+    """Train a reader on a labelled dataset and keep it.
+
+    Raises: UserError when the training labels are missing.
+    """
+    if dataset.train_labels is None or dataset.test_labels is None:
+        raise UserError(
+            f"data/binarized/{dataset.name}: has no training labels (written by an earlier version);"
+            f" run `dvc repro --force --single-item binarize@{dataset.name}`"
+        )
+    reader = train_reader(dataset.train_images, dataset.train_labels, dataset.test_bits, dataset.test_labels, device)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in reader.weights.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"accuracy": repr(reader.accuracy)})
+
+
+def load_reader(path: Path) -> DigitReader:
+    """Raises: UserError naming the file when it cannot be read."""
+    try:
+        with safe_open(path, framework="pt") as stream:
+            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
+            return DigitReader(tensors, float(stream.metadata()["accuracy"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a digit reader ({error}); delete it and evaluate again") from error

@@ -1,0 +1,76 @@
+"""Bias, generalization and convergence figures on results whose answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pipeline.reporting.cells import gather
+from pipeline.reporting.diagnostics import convergence_in_time, generalization_gap, log_mean_bias
+from pipeline.reporting.figures import Figure, MissingFigure
+from pipeline.results import RunResult
+
+Make = Callable[..., RunResult]
+
+
+def drawn(figure: Figure | MissingFigure) -> Figure:
+    assert isinstance(figure, Figure)
+    assert figure.svg.count("<svg") == 1
+    assert figure.png.startswith(b"\x89PNG")
+    return figure
+
+
+def test_bias_of_toy_and_trained_models(make: Make) -> None:
+    runs = [make("iwae", 1, 5), make("iwae", 1, 50), make("iwae", 1, 5, experiment="two-dimensional")]
+    data = drawn(log_mean_bias(runs)).data
+    toy = data[data["panel"] == "toy"]
+    assert sorted(toy["model"].unique()) == ["sigma 0.5", "sigma 1", "sigma 2"]
+    last = toy[(toy["model"] == "sigma 1") & (toy["K"] == 64)].iloc[0]
+    assert last["gap"] == pytest.approx(last["predicted"], rel=0.1)
+    own = data[(data["panel"] == "burda-table1") & (data["model"] == "IWAE k = 5")].set_index("K")
+    np.testing.assert_allclose(own["gap"], runs[0].arrays["bound_gaps"].astype(float).mean(0)[: len(own)])
+    variance = runs[0].arrays["relative_variance"].mean()
+    assert own.loc[8, "predicted"] == pytest.approx(variance / 2 * (1 / 8 - 1 / 5000), rel=1e-5)
+    assert own.index.max() == 1024
+    # The last panel takes the half with the steadiest weights.
+    half = data[data["panel"] == "two-dimensional"]
+    assert set(half["images"]) == {20}
+    steady = np.argsort(runs[2].arrays["relative_variance"])[:20]
+    expected = runs[2].arrays["bound_gaps"].astype(float)[steady].mean(0)
+    np.testing.assert_allclose(half["gap"], expected[: len(half)])
+
+
+def test_gap_between_test_and_training(make: Make) -> None:
+    seeds = [make("vae", 5, 1, seed=seed, nll=86.0 + seed) for seed in (0, 1)]
+    runs = [make(nll=87.0), *seeds, make(dataset="omniglot"), make(experiment="burda-table2", continues="x/y/z")]
+    figure = drawn(generalization_gap(runs, gather(runs)))
+    assert list(figure.data["dataset"]) == ["mnist", "mnist", "omniglot"]
+    np.testing.assert_allclose(figure.data["gap"], 0.7)
+    assert figure.data["standard_error"][0] == pytest.approx(np.hypot(runs[0].metrics["nll_se"], 0.3), rel=1e-6)
+    assert "paper: 0.62 to 0.79" in figure.svg
+    assert "paper: 2.39 to 2.65" in figure.svg
+
+
+def test_convergence_against_wall_time(make: Make) -> None:
+    runs = [make("vae"), make("iwae", 1, 50), make("iwae", 1, 50, layers=2)]
+    figure = drawn(convergence_in_time(runs, "mnist"))
+    own = figure.data[figure.data["run"] == "vae-M1-K1-s0"]
+    assert own["seconds"].is_monotonic_increasing
+    middle = len(own) // 2
+    kept = runs[0].arrays["history/iwae"][-len(own) :]
+    assert own["iwae"].iloc[middle] == pytest.approx(kept[middle - 4 : middle + 5].mean())
+    assert "seconds of training" in figure.svg
+    for run in runs:
+        run.arrays["history/seconds"] = 3600.0 * run.arrays["history/seconds"]
+    assert "hours of training" in drawn(convergence_in_time(runs, "mnist")).svg
+
+
+def test_without_their_runs_figures_say_what_they_need(make: Make) -> None:
+    bare = make()
+    del bare.metrics["train_nll"]
+    figures = log_mean_bias([]), generalization_gap([bare], gather([bare])), convergence_in_time([], "mnist", T=64)
+    for figure in figures:
+        assert isinstance(figure, MissingFigure)
+        assert "finished runs" in figure.needs or "rainforth-table1" in figure.needs
