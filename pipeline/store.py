@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,10 @@ LOCK_SECONDS, LOCK_VARIABLE = 10.0, "ELBO_LOCK_SECONDS"
 """Workers of a killed trainer notice within a few steps; so long a new trainer waits for them."""
 
 
+class Busy(UserError):
+    """Another process works on the cohort."""
+
+
 def store_folder() -> Path:
     return Path(os.environ.get(STORE_VARIABLE, DEFAULT_STORE))
 
@@ -37,7 +41,7 @@ def training_folder(runs: Path, key: str) -> Path:
 
 
 def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -> list[Job]:
-    """The runs of a cohort with their digests and folders in the store.
+    """The runs of a cohort with their digests and folders in the store; what they continue lies under `runs`.
 
     Raises: UserError when a run that one of them continues is missing or diverged.
     """
@@ -56,21 +60,42 @@ def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -
     return jobs
 
 
+def stored_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], data_digest: str, store: Path) -> list[Job]:
+    """The same jobs where the store is all there is: what a run continues lies in it too, finished or not yet.
+
+    `cohorts`: every cohort by key, since the digest of a run takes in those of the runs before it.
+    """
+    jobs = []
+    for run in cohort.runs:
+        source = None
+        if run.continues is not None:
+            key, _, name = run.continues.rpartition("/")
+            earlier = stored_jobs(cohorts[key], cohorts, data_digest, store)
+            source = next(job for job in earlier if job.spec.name == name)
+        own = digest(run, data_digest, None if source is None else source.digest)
+        jobs.append(Job(run, own, store / own, None if source is None else source.finished))
+    return jobs
+
+
 @contextmanager
-def cohort_lock(store: Path, key: str) -> Iterator[None]:
+def cohort_lock(store: Path, key: str, wait_seconds: float | None = None) -> Iterator[None]:
     """Keep every other process out of a cohort. The lock goes when its holder and the holder's workers are gone.
 
-    Raises: UserError naming the process that holds it.
+    `wait_seconds`: how long to wait for it; None for ELBO_LOCK_SECONDS, or 10.
+
+    Raises: Busy naming the process that holds it.
     """
+    if wait_seconds is None:
+        wait_seconds = float(os.environ.get(LOCK_VARIABLE, LOCK_SECONDS))
     path = store / "locks" / f"{key.replace('/', '-')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = path.with_suffix(".pid")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=float(os.environ.get(LOCK_VARIABLE, LOCK_SECONDS)))
+        lock.acquire(timeout=wait_seconds)
     except Timeout as error:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
-        raise UserError(
+        raise Busy(
             f"{key}: process {pid} is working on this cohort (was its dvc killed?);"
             f" wait for it to end or stop it (kill {pid}), then run the same command again: nothing is lost"
         ) from error

@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipeline.cohorts import COHORTS, load_cohorts
 from pipeline.config import load_params
 from pipeline.errors import UserError
-from pipeline.grid import COHORTS, load_cohorts
 from pipeline.results import load_results
 from stages import run_stage
 

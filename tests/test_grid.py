@@ -9,17 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.cohorts import load_cohort, load_cohorts, load_evaluation, load_order
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
 from pipeline.grid import (
     build_cohorts,
     check_in_step,
     cohort_name,
     index,
-    load_cohort,
-    load_cohorts,
-    load_evaluation,
     run_name,
     write_cohorts,
 )
@@ -164,11 +162,12 @@ def test_an_experiment_may_have_its_own_latent_units() -> None:
 
 
 def test_an_experiment_overrides_its_scale() -> None:
-    part = {"datasets": ["omniglot"], "layers": [2], "protocol": "paper", "seeds": [3, 4], "stages": 2, "max_steps": 7}
+    seeds = [[3, 4]]
+    part = {"datasets": ["omniglot"], "layers": [2], "protocol": "paper", "seeds": seeds, "stages": 2, "max_steps": 7}
     params = small("scales.small.experiments", {"first": part})
     cohorts = build_cohorts(params)
-    assert set(cohorts) == {"small/first-omniglot-2L-T1", "small/first-omniglot-2L-T5"}
-    assert [run.name for run in cohorts["small/first-omniglot-2L-T5"].runs] == ["iwae-M1-K5-s3", "iwae-M1-K5-s4"]
+    assert set(cohorts) == {"small/first-omniglot-2L-T1-s3-4", "small/first-omniglot-2L-T5-s3-4"}
+    assert [run.name for run in cohorts["small/first-omniglot-2L-T5-s3-4"].runs] == ["iwae-M1-K5-s3", "iwae-M1-K5-s4"]
     for run in runs_of(cohorts):
         assert run.protocol_name == "paper"
         assert run.protocol.adam_beta1 == 0.9
@@ -180,9 +179,45 @@ def test_an_experiment_overrides_its_scale() -> None:
 
 
 def test_a_continued_run_has_the_seed_of_its_source() -> None:
-    cohorts = build_cohorts(small("scales.small.seeds", [0, 7]))
-    continued = cohorts["small/second-mnist-1L-T5"].runs
-    assert [run.continues for run in continued] == [f"small/first-mnist-1L-T1/vae-M1-K1-s{seed}" for seed in (0, 7)]
+    cohorts = build_cohorts(small("scales.small.seeds", [0, [7, 8]]))
+    continued = {key: [run.continues for run in cohort.runs] for key, cohort in cohorts.items() if "second" in key}
+    assert continued == {
+        "small/second-mnist-1L-T5": ["small/first-mnist-1L-T1/vae-M1-K1-s0"],
+        "small/second-mnist-1L-T5-s7-8": [f"small/first-mnist-1L-T1-s7-8/vae-M1-K1-s{seed}" for seed in (7, 8)],
+    }
+
+
+def test_further_seeds_leave_the_cohorts_there_are_as_they_are(tmp_path: Path) -> None:
+    write_cohorts(small(), tmp_path)
+    before = files(tmp_path)
+    write_cohorts(small("scales.small.seeds", [0, 1, [2, 3]]), tmp_path)
+    after = files(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"index.json"}
+    assert {name for name in after if name.startswith("small/first-mnist-1L-T1")} == {
+        f"small/first-mnist-1L-T1{seeds}.json" for seeds in ("", "-s1", "-s2-3")
+    }
+    # A cohort's name depends on its own seeds alone, whatever stands beside them.
+    write_cohorts(small("scales.small.seeds", [[2, 3], 0]), tmp_path)
+    again = files(tmp_path)
+    assert all(again[name] == after[name] for name in again if name != "index.json")
+
+
+def test_order_is_that_of_the_file_with_further_seeds_after_the_first(tmp_path: Path) -> None:
+    params = small("scales.small.seeds", [0, 1])
+    write_cohorts(params, tmp_path)
+    assert load_order(tmp_path) == [
+        "small/first-mnist-1L-T1",
+        "small/first-mnist-1L-T5",
+        "small/first-mnist-1L-T1-s1",
+        "small/first-mnist-1L-T5-s1",
+        "small/second-mnist-1L-T5",
+        "small/second-mnist-1L-T5-s1",
+    ]
+    stale = read_json(tmp_path / "index.json")
+    del stale["order"]
+    write_json(tmp_path / "index.json", stale)
+    with pytest.raises(UserError, match=r"index\.json: written by an older revision; run `python -m pipeline\.grid`"):
+        load_order(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -234,7 +269,7 @@ def test_paper_scale_holds_exactly_the_papers_cells(committed: Params) -> None:
     }
     cohorts = {key: cohort for key, cohort in build_cohorts(committed).items() if cohort.experiment in PAPER_GRID}
     cells = {
-        f"{key}/{run.name.removesuffix(f'-s{run.seed}')}"
+        f"{key.partition('-s')[0]}/{run.name.removesuffix(f'-s{run.seed}')}"
         for key, cohort in cohorts.items()
         if cohort.scale == "paper"
         for run in cohort.runs
@@ -370,3 +405,24 @@ def test_loading_what_was_written(tmp_path: Path) -> None:
     assert load_evaluation(tmp_path, "small") == params.scales["small"].evaluation.spec()
     with pytest.raises(UserError, match=r"unknown cohort 'small/third'; known: small/first-mnist-1L-T1, "):
         load_cohort(tmp_path, "small/third")
+
+
+def test_checks_are_in_step_and_differ_from_the_paper_scale_in_what_they_check(
+    committed: Params, tmp_path: Path
+) -> None:
+    """When this fails: `python -m pipeline.grid --params checks/params.yaml --cohorts checks/cohorts`."""
+    checks = load_params(ROOT / "checks/params.yaml")
+    write_cohorts(checks, tmp_path)
+    there = {path.relative_to(ROOT / "checks/cohorts"): path for path in (ROOT / "checks/cohorts").rglob("*.json")}
+    fresh = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.json")}
+    assert {name: path.read_text() for name, path in there.items()} == {n: p.read_text() for n, p in fresh.items()}
+    paper = build_cohorts(committed)
+    for cohort in build_cohorts(checks).values():
+        (run,) = cohort.runs
+        full = next(other for other in paper[f"paper/{cohort.name}"].runs if other.name == run.name)
+        assert run.total_steps == 364 * run.steps_per_epoch
+        allowed = {"schedule", "protocol_name", "protocol", "precision", "train_images"}
+        same = {"protocol_name", "protocol", "train_images"} if "code" in cohort.scale else set()
+        ours, theirs = run.to_json(), full.to_json()
+        assert {key for key in ours if ours[key] != theirs[key]} <= allowed - same
+    assert checks.scales["check-code-tf32"].evaluation == committed.scales["paper"].evaluation

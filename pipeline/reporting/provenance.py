@@ -151,7 +151,7 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
     data, display = [], []
     for cell, cohort in sorted(names.items(), key=lambda item: item[1]):
         run = known.get(cell)
-        row = {
+        row: dict[str, Any] = {
             "cell": cell.partition("/")[2],
             "status": run.status if run else NOT_RUN,
             "nll": metric_of(run, "nll") if run else None,

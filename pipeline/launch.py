@@ -1,0 +1,101 @@
+"""The launcher: trains and evaluates cohorts one after the other, within a time limit, with no DVC and no MLflow.
+
+    python -m pipeline.launch run --minutes 28                     start or continue the next unfinished cohort, and on
+    python -m pipeline.launch status                               what is done, what is left, how long it takes
+    python -m pipeline.launch run --only 'burda-table1-mnist-1L*'  some cohorts alone
+    python -m pipeline.launch pack runs.tar                        runs and checkpoints, to carry to another machine
+    python -m pipeline.launch unpack runs.tar                      verify them there and put them into its store
+
+Needs torch, numpy and safetensors alone (docs/gpu.md). It reads `cohorts/` and `data/binarized/`, and writes `.store/`
+(or ELBO_STORE), from which `dvc repro` takes what is finished, and `reports/<scale>/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
+from pipeline.errors import UserError
+from pipeline.provenance import LAUNCHER
+
+ENGINES = ("auto", "fused", "compiled", "graph", "plain")
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'check-*' (paper)")
+    shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts, in this order")
+    shared.add_argument("--cohorts", type=Path, default=COHORTS, help="the folder of resolved cohorts (cohorts)")
+    shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
+    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
+    shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    working = commands.add_parser("run", parents=[shared], help="start or continue the next unfinished cohort, and on")
+    working.add_argument("--minutes", type=float, help="stop cleanly before so much time has passed")
+    working.add_argument("--checkpoint-seconds", type=float, default=30.0, help="a killed run loses no more (30)")
+    working.add_argument("--dry-run", action="store_true", help="print the plan alone, as status does")
+    commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
+    for name, text in (("pack", "put runs and checkpoints into a file"), ("unpack", "take them from a file")):
+        carrying = commands.add_parser(name, parents=[shared], help=text)
+        carrying.add_argument("file", type=Path)
+    arguments = parser.parse_args(words)
+    if arguments.workers is not None and arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
+        parser.error("--minutes must be above 0")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    start = time.monotonic()
+    arguments = _arguments(words)
+    # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
+    from pipeline.device import this_machine
+    from pipeline.launcher import Project, choose, describe, record, run
+    from pipeline.pack import pack, unpack
+    from pipeline.store import store_folder
+
+    cohorts = load_cohorts(arguments.cohorts)
+    keys = choose(load_order(arguments.cohorts), arguments.scale, arguments.only)
+    scales = {cohort.scale for cohort in cohorts.values()}
+    project = Project(
+        cohorts=cohorts,
+        evaluations={scale: load_evaluation(arguments.cohorts, scale) for scale in scales},
+        chosen=tuple(cohorts[key] for key in keys),
+        store=store_folder(),
+        machine=this_machine(
+            arguments.device,
+            arguments.workers or "auto",
+            getattr(arguments, "checkpoint_seconds", 30.0),
+            arguments.engine,
+        ),
+        again=arguments.again,
+    )
+    if arguments.command == "pack":
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store))
+        return 0
+    if arguments.command == "unpack":
+        print(unpack(arguments.file, project.store))
+        record(project)
+        return 0
+    if arguments.command == "status" or arguments.dry_run:
+        print(describe(project.standings(), project.machine))
+        return 0
+    limit = arguments.minutes
+    return run(project, None if limit is None else max(0.0, 60 * limit - (time.monotonic() - start)))
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {error.filename or 'the disk'}: {error.strerror}; mend it, then run again")
