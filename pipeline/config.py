@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
-from pipeline.protocol import PROTOCOLS
+from pipeline.protocol import PROTOCOLS, check_changes
 from pipeline.schedule import STAGES
 from pipeline.spec import EvaluationSpec
 
@@ -44,6 +44,19 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 ProtocolName = Annotated[str, _known("protocol", PROTOCOLS)]
 
 
+def _protocol_choice(value: Any) -> Any:
+    if isinstance(value, str) and value in PROTOCOLS:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is neither a protocol ({', '.join(PROTOCOLS)}) nor a mapping of fields to switch")
+    check_changes(value)
+    return value
+
+
+ProtocolChoice = Annotated[str | dict[str, bool | float | str], BeforeValidator(_protocol_choice)]
+"""A whole protocol by name, or some fields of the scale's protocol with their other values ({}: none)."""
+
+
 class RunReference(_Model):
     """Which run of another experiment a run continues (same dataset, depth and seed)."""
 
@@ -59,6 +72,7 @@ class Setting(_Model):
     M: Counts = [1]
     K: Counts = [1]
     parameter: Numbers | None = None
+    protocol: Annotated[list[ProtocolChoice], BeforeValidator(_as_list), Field(min_length=1)] = [{}]
     after: RunReference | None = None
 
 
@@ -71,17 +85,8 @@ class Experiment(_Model):
     T: Counts
     settings: Annotated[list[Setting], Field(min_length=1)]
     schedule: list[ScheduleStage] | None = None
-
-
-class Part(_Model):
-    """How much of an experiment a scale runs; None takes the scale's value."""
-
-    datasets: Annotated[list[DatasetName], Field(min_length=1)]
-    layers: Annotated[list[Annotated[int, Field(ge=1, le=2)]], Field(min_length=1)]
-    protocol: ProtocolName | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
-    stages: Annotated[int, Field(ge=1, le=STAGES)] | None = None
-    max_steps: Positive | None = None
+    one_cohort: bool = False
+    """All sample counts in one cohort, whose name has no T: one stack a sample count, one stage in DVC for all."""
 
 
 class Evaluation(_Model):
@@ -101,6 +106,19 @@ class Evaluation(_Model):
 
     def spec(self) -> EvaluationSpec:
         return EvaluationSpec(**self.model_dump())
+
+
+class Part(_Model):
+    """How much of an experiment a scale runs; None takes the scale's value, or all sample counts."""
+
+    datasets: Annotated[list[DatasetName], Field(min_length=1)]
+    layers: Annotated[list[Annotated[int, Field(ge=1, le=2)]], Field(min_length=1)]
+    T: Counts | None = None
+    protocol: ProtocolName | None = None
+    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    stages: Annotated[int, Field(ge=1, le=STAGES)] | None = None
+    max_steps: Positive | None = None
+    evaluation: Evaluation | None = None
 
 
 class Scale(_Model):

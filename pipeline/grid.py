@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from pipeline.config import Experiment, Params, RunReference, Setting, load_para
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.protocol import PROTOCOLS
+from pipeline.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.schedule import burda_schedule
 from pipeline.spec import CohortSpec, EvaluationSpec, RunSpec, Stage
 
@@ -25,13 +26,15 @@ LATENT = {1: (50,), 2: (100, 50)}
 """Units of the stochastic layers, bottom first; Burda section 5."""
 
 
-def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int) -> str:
+def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int, switched: str = "") -> str:
+    """`iwae-M1-K5-s0`, `ciwae-M1-K5-0.5-s0`, `iwae-M1-K5-shuffle-true-s0`; `switched`: see `_protocol`."""
     extra = "" if parameter is None else f"-{parameter:g}"
-    return f"{objective}-M{M}-K{K}{extra}-s{seed}"
+    return f"{objective}-M{M}-K{K}{extra}{switched}-s{seed}"
 
 
-def cohort_name(experiment: str, dataset: str, layers: int, T: int) -> str:
-    return f"{experiment}-{dataset}-{layers}L-T{T}"
+def cohort_name(experiment: str, dataset: str, layers: int, T: int | None) -> str:
+    """`burda-table1-mnist-1L-T50`; T is None for an experiment whose sample counts share one cohort."""
+    return f"{experiment}-{dataset}-{layers}L" + ("" if T is None else f"-T{T}")
 
 
 def _check_objective(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
@@ -52,20 +55,48 @@ def _check_objective(where: str, objective: str, M: int, K: int, parameter: floa
         raise UserError(f"{where}.parameter: {objective} {need}")
 
 
-def _settings(where: str, experiment: Experiment) -> list[tuple[Setting, int, int, float | None]]:
-    """Every (M, K, parameter) of an experiment, checked."""
+def _protocol(where: str, name: str, choice: str | Changes) -> tuple[str, Protocol, str]:
+    """A setting's protocol under the scale's protocol `name`: what it is called, its fields, what run names say of it.
+
+    Raises: UserError when a field is switched to the value that it has.
+    """
+    if isinstance(choice, str):
+        return choice, PROTOCOLS[choice], "" if choice == name else f"-{choice}"
+    try:
+        protocol = with_changes(PROTOCOLS[name], choice)
+    except ValueError as error:
+        raise UserError(f"{where}.protocol: under {name}, {error}") from error
+    texts = {field: str(value).lower() for field, value in choice.items()}
+    called = ", ".join([name, *(f"{field} = {text}" for field, text in texts.items())])
+    return called, protocol, "".join(f"-{field}-{text}".replace("_", "-") for field, text in texts.items())
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One of the estimators that an experiment trains, under one choice of protocol."""
+
+    where: str
+    setting: Setting
+    M: int
+    K: int
+    parameter: float | None
+    protocol: str | Changes
+
+
+def _points(where: str, experiment: Experiment) -> list[_Point]:
+    """Every (M, K, parameter, protocol) of an experiment, checked."""
     found = []
     for index, setting in enumerate(experiment.settings):
         here = f"{where}.settings.{index}"
         parameters: list[float | None] = [None] if setting.parameter is None else [*setting.parameter]
-        for M, K, parameter in itertools.product(setting.M, setting.K, parameters):
+        for M, K, parameter, protocol in itertools.product(setting.M, setting.K, parameters, setting.protocol):
             _check_objective(here, setting.objective, M, K, parameter)
             if M * K not in experiment.T:
                 allowed = ", ".join(map(str, experiment.T))
                 raise UserError(
                     f"{here}: M * K = {M} * {K} = {M * K} is not a sample count of the experiment (T: {allowed})"
                 )
-            found.append((setting, M, K, parameter))
+            found.append(_Point(here, setting, M, K, parameter, protocol))
     return found
 
 
@@ -79,26 +110,30 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
     for scale_name, scale in params.scales.items():
         for experiment_name, part in scale.experiments.items():
             experiment = params.experiments[experiment_name]
-            settings = _settings(f"{source}: experiments.{experiment_name}", experiment)
-            protocol_name = part.protocol or scale.protocol
-            protocol = PROTOCOLS[protocol_name]
-            schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
+            points = _points(f"{source}: experiments.{experiment_name}", experiment)
+            if missing := set(part.T or ()) - set(experiment.T):
+                where = f"{source}: scales.{scale_name}.experiments.{experiment_name}.T"
+                allowed = ", ".join(map(str, experiment.T))
+                raise UserError(f"{where}: {min(missing)} is not a sample count of the experiment (T: {allowed})")
+            points = [point for point in points if part.T is None or point.M * point.K in part.T]
             own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
             seeds = part.seeds or scale.seeds
-            for dataset, layers, (setting, M, K, parameter), seed in itertools.product(
-                part.datasets, part.layers, settings, seeds
-            ):
-                info = DATASETS[dataset]
-                name = cohort_name(experiment_name, dataset, layers, M * K)
+            for dataset, layers, point, seed in itertools.product(part.datasets, part.layers, points, seeds):
+                info, M, K, setting = DATASETS[dataset], point.M, point.K, point.setting
+                protocol_name, protocol, switched = _protocol(
+                    point.where, part.protocol or scale.protocol, point.protocol
+                )
+                schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
+                name = cohort_name(experiment_name, dataset, layers, None if experiment.one_cohort else M * K)
                 key = f"{scale_name}/{name}"
                 owners[key] = (scale_name, experiment_name, name)
                 cohorts.setdefault(key, []).append(
                     RunSpec(
-                        name=run_name(setting.objective, M, K, parameter, seed),
+                        name=run_name(setting.objective, M, K, point.parameter, seed, switched),
                         objective=setting.objective,
                         M=M,
                         K=K,
-                        parameter=parameter,
+                        parameter=point.parameter,
                         seed=seed,
                         dataset=dataset,
                         latent=LATENT[layers],
@@ -108,7 +143,7 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
                         schedule=own_schedule or schedule,
                         max_steps=part.max_steps or scale.max_steps,
                         precision=scale.precision,
-                        continues=_continued(scale_name, dataset, layers, seed, setting.after),
+                        continues=_continued(params, scale_name, dataset, layers, seed, setting.after),
                         algorithm_version=params.algorithm_version,
                     )
                 )
@@ -118,10 +153,13 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
     return built
 
 
-def _continued(scale: str, dataset: str, layers: int, seed: int, after: RunReference | None) -> str | None:
+def _continued(
+    params: Params, scale: str, dataset: str, layers: int, seed: int, after: RunReference | None
+) -> str | None:
     if after is None:
         return None
-    cohort = cohort_name(after.experiment, dataset, layers, after.M * after.K)
+    source = params.experiments.get(after.experiment)
+    cohort = cohort_name(after.experiment, dataset, layers, None if source and source.one_cohort else after.M * after.K)
     return f"{scale}/{cohort}/{run_name(after.objective, after.M, after.K, after.parameter, seed)}"
 
 
@@ -146,10 +184,20 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
 
 
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
-    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key."""
+    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key; and `evaluations`.
+
+    An entry's `evaluation` is the key of its own among these: that of its scale, or of its experiment at this scale.
+    """
+
+    evaluations = {name: scale.evaluation.model_dump() for name, scale in params.scales.items()}
+    for name, scale in params.scales.items():
+        own = {f"{name}/{key}": part.evaluation for key, part in scale.experiments.items() if part.evaluation}
+        evaluations |= {key: evaluation.model_dump() for key, evaluation in own.items()}
 
     def entry(cohort: CohortSpec) -> dict[str, str]:
+        own = f"{cohort.scale}/{cohort.experiment}"
         brief = {"scale": cohort.scale, "name": cohort.name, "dataset": cohort.dataset}
+        brief["evaluation"] = own if own in evaluations else cohort.scale
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
@@ -157,7 +205,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         "params_digest": params.digest(),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
-        "evaluations": {name: scale.evaluation.model_dump() for name, scale in params.scales.items()},
+        "evaluations": evaluations,
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,
@@ -194,8 +242,10 @@ def load_cohorts(folder: Path) -> dict[str, CohortSpec]:
     return {cohort.key: cohort for cohort in cohorts}
 
 
-def load_evaluation(folder: Path, scale: str) -> EvaluationSpec:
-    return EvaluationSpec(**read_json(folder / "index.json")["evaluations"][scale])
+def load_evaluation(folder: Path, key: str) -> EvaluationSpec:
+    """How a cohort is evaluated."""
+    content = read_json(folder / "index.json")
+    return EvaluationSpec(**content["evaluations"][content["every"][key]["evaluation"]])
 
 
 def check_in_step(params: Params, folder: Path) -> None:
