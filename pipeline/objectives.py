@@ -7,9 +7,9 @@ With `log_w[m, k] = log p(x, h_mk) - log q(h_mk | x)` the gradient estimate of e
           + sum_mk score[m, k] * d log_w[m, k] / d phi  at fixed h_mk        (encoder, through q's parameters)
 
 With two stochastic layers h = (h1, h2) is one sample of the joint q(h1, h2 | x): the path part follows h1 into h2, into
-p and also into log q(h2 | h1), of which only the parameters are held fixed; their direct gradient is the score part. This
-is d log_w / d h * d h / d phi of the joint sample, for which the identity of Tucker et al. 2019 holds, and what Roeder
-et al. 2017 do: they stop the gradient at q's parameters, not at the samples.
+p and also into log q(h2 | h1), of which only the parameters are held fixed; their direct gradient is the score part.
+This is d log_w / d h * d h / d phi of the joint sample, for which the identity of Tucker et al. 2019 holds, and what
+Roeder et al. 2017 do: they stop the gradient at q's parameters, not at the samples.
 
 To add an estimator: write a function `log_w [M, K, batch] -> Weights` and give it a line in `OBJECTIVES`
 (docs/add-an-estimator.md). Each is tested against autograd.
