@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,20 +184,10 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
 
 
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
-    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key; and `evaluations`.
-
-    An entry's `evaluation` is the key of its own among these: that of its scale, or of its experiment at this scale.
-    """
-
-    evaluations = {name: scale.evaluation.model_dump() for name, scale in params.scales.items()}
-    for name, scale in params.scales.items():
-        own = {f"{name}/{key}": part.evaluation for key, part in scale.experiments.items() if part.evaluation}
-        evaluations |= {key: evaluation.model_dump() for key, evaluation in own.items()}
+    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key."""
 
     def entry(cohort: CohortSpec) -> dict[str, str]:
-        own = f"{cohort.scale}/{cohort.experiment}"
-        brief = {"scale": cohort.scale, "name": cohort.name, "dataset": cohort.dataset}
-        brief["evaluation"] = own if own in evaluations else cohort.scale
+        brief = {"scale": cohort.scale, "experiment": cohort.experiment, "name": cohort.name, "dataset": cohort.dataset}
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
@@ -205,7 +195,10 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         "params_digest": params.digest(),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
-        "evaluations": evaluations,
+        "evaluations": {
+            name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
+            for name, scale in params.scales.items()
+        },
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,
@@ -242,10 +235,8 @@ def load_cohorts(folder: Path) -> dict[str, CohortSpec]:
     return {cohort.key: cohort for cohort in cohorts}
 
 
-def load_evaluation(folder: Path, key: str) -> EvaluationSpec:
-    """How a cohort is evaluated."""
-    content = read_json(folder / "index.json")
-    return EvaluationSpec(**content["evaluations"][content["every"][key]["evaluation"]])
+def load_evaluation(folder: Path, scale: str, experiment: str) -> EvaluationSpec:
+    return EvaluationSpec(**read_json(folder / "index.json")["evaluations"][scale][experiment])
 
 
 def check_in_step(params: Params, folder: Path) -> None:
