@@ -58,7 +58,7 @@ OTHER_COLOUR = "#555555"
 MARKERS = {"vae": "o", "iwae": "s", "miwae": "^", "piwae": "v", "ciwae": "D"}
 LINES = {1: ":", 5: "--", 50: "-"}
 BURDA_KS = (1, 5, 50)
-BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective", "later-estimators")
+BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective")
 THRESHOLD = 0.01
 """A unit is active when the variance of its posterior mean over images is above this (Burda)."""
 CURVE_POINTS = 80
@@ -689,7 +689,10 @@ class FigureSection:
 
 
 def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResult]) -> dict[str, FigureSection]:
-    """Every figure of the report by section: claims, heat maps, curves, diagnostics."""
+    """Every figure of the report by section: claims, heat maps, curves, diagnostics, beyond the papers."""
+    # These modules build on this one.
+    from pipeline.reporting import ablation, later, plane
+
     datasets = ("mnist", "omniglot", "fixed-mnist")
     sections: dict[str, tuple[str, list[Callable[[], Figure | MissingFigure]]]] = {
         "claims": ("Claims", [lambda: claims_forest(decided)]),
@@ -717,6 +720,10 @@ def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResul
                 *(lambda d=d: unit_activity(results, d) for d in datasets),
                 *(lambda d=d: samples(results, d) for d in datasets),
             ],
+        ),
+        "beyond": (
+            "Beyond the papers",
+            [lambda: later.forest(cells), lambda: ablation.forest(cells), lambda: plane.heatmaps(cells)],
         ),
     }
     made = {}

@@ -16,6 +16,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from pipeline.files import atomic_path, write_text
+from pipeline.protocol import PROTOCOLS
 from pipeline.reporting import render
 from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, gather
 from pipeline.reporting.claims import FAILS, FAMILIES, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
@@ -195,8 +196,9 @@ def cohorts(results: list[RunResult]) -> list[Cohort]:
 
 
 def protocol_table(results: list[RunResult]) -> pd.DataFrame:
-    """Fields of the protocols in use [field, protocol name]."""
-    used = {result.spec.protocol_name: asdict(result.spec.protocol) for result in results}
+    """Fields of the whole protocols in use [field, protocol name]; single switches are in their own table."""
+    named = [result.spec for result in results if result.spec.protocol_name in PROTOCOLS]
+    used = {spec.protocol_name: asdict(spec.protocol) for spec in named}
     frame = pd.DataFrame({name: {key: str(value) for key, value in fields.items()} for name, fields in used.items()})
     return frame.rename(index=lambda field: str(field).replace("_", " "))
 
