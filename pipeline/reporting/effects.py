@@ -93,7 +93,9 @@ def effects_data(compared: Sequence[Compared]) -> pd.DataFrame:
                 f"{metric}_half_width": effect.whole if effect else None,
             }
         rows.append(row)
-    return pd.DataFrame(rows)
+    data = pd.DataFrame(rows)
+    numbers = [column for column in data if str(column).startswith(tuple(METRICS))]
+    return data.astype(dict.fromkeys(numbers, float))
 
 
 def _signed(value: float, metric: str) -> str:

@@ -99,10 +99,6 @@ def estimated_hours(job: Job, data: Path, machine: Machine, cohorts: list[Cohort
     units = sum(relative_cost(run) for cohort in cohorts for run in cohort.runs)
     if machine.device.type == "cuda":
         # A stacked step costs little more than that of a single run.
-        longest: dict[tuple[str, int], float] = {}
-        for cohort in cohorts:
-            for run in cohort.runs:
-                stack = (cohort.key, run.T)
-                longest[stack] = max(longest.get(stack, 0.0), relative_cost(run))
-        units = sum(longest.values())
+        by_stack = [[run for run in c.runs if run.T == T] for c in cohorts for T in {run.T for run in c.runs}]
+        units = sum(max(relative_cost(run) for run in stack) for stack in by_stack)
     return seconds_per_unit * units / machine.workers / 3600
