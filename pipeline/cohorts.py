@@ -56,5 +56,6 @@ def load_order(folder: Path) -> list[str]:
     return order
 
 
-def load_evaluation(folder: Path, scale: str) -> EvaluationSpec:
-    return EvaluationSpec(**read_json(folder / INDEX)["evaluations"][scale])
+def load_evaluation(folder: Path, cohort: CohortSpec) -> EvaluationSpec:
+    """How the cohort's runs are evaluated: as its scale says, but for what its experiment says there."""
+    return EvaluationSpec(**read_json(folder / INDEX)["evaluations"][cohort.scale][cohort.experiment])

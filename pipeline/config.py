@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
-from pipeline.protocol import PROTOCOLS
+from pipeline.protocol import PROTOCOLS, check_changes
 from pipeline.schedule import STAGES
 from pipeline.spec import EvaluationSpec
 
@@ -57,6 +57,19 @@ Seeds = Annotated[list[SeedGroup], Field(min_length=1), AfterValidator(_each_onc
 """Each entry, a seed or a list of seeds, is a cohort of its own: a seed added later reopens no finished cohort."""
 
 
+def _protocol_choice(value: Any) -> Any:
+    if isinstance(value, str) and value in PROTOCOLS:
+        return value
+    if not isinstance(value, dict):
+        raise ValueError(f"{value!r} is neither a protocol ({', '.join(PROTOCOLS)}) nor a mapping of fields to switch")
+    check_changes(value)
+    return value
+
+
+ProtocolChoice = Annotated[str | dict[str, bool | float | str], BeforeValidator(_protocol_choice)]
+"""A whole protocol by name, or some fields of the scale's protocol with their other values ({}: none)."""
+
+
 class RunReference(_Model):
     """Which run of another experiment a run continues (same dataset, depth and seed)."""
 
@@ -72,6 +85,7 @@ class Setting(_Model):
     M: Counts = [1]
     K: Counts = [1]
     parameter: Numbers | None = None
+    protocol: Annotated[list[ProtocolChoice], BeforeValidator(_as_list), Field(min_length=1)] = [{}]
     after: RunReference | None = None
 
 
@@ -86,6 +100,8 @@ class Experiment(_Model):
     schedule: list[ScheduleStage] | None = None
     latent: Annotated[list[Positive], Field(min_length=1, max_length=2)] | None = None
     """Units of the stochastic layers, bottom first; None for Burda's."""
+    one_cohort: bool = False
+    """All sample counts in one cohort, whose name has no T: one stack a sample count, one stage in DVC for all."""
 
 
 class Part(_Model):
@@ -93,10 +109,14 @@ class Part(_Model):
 
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     layers: Annotated[list[Annotated[int, Field(ge=1, le=2)]], Field(min_length=1)]
+    T: Counts | None = None
+    """Some of the experiment's sample counts; None for all."""
     protocol: ProtocolName | None = None
     seeds: Seeds | None = None
     stages: Annotated[int, Field(ge=1, le=STAGES)] | None = None
     max_steps: Positive | None = None
+    evaluation: dict[str, Any] = {}
+    """Keys of the scale's evaluation that differ here."""
 
 
 class Evaluation(_Model):
@@ -115,6 +135,10 @@ class Evaluation(_Model):
             raise ValueError("must not exceed num_samples")
         return value
 
+    def changed(self, changes: dict[str, Any]) -> Evaluation:
+        """With other values for some keys; raises pydantic's error where they are wrong."""
+        return Evaluation.model_validate({**self.model_dump(), **changes})
+
     def spec(self) -> EvaluationSpec:
         return EvaluationSpec(**self.model_dump())
 
@@ -127,6 +151,21 @@ class Scale(_Model):
     max_steps: Positive | None
     evaluation: Evaluation
     experiments: dict[Name, Part]
+
+    @field_validator("experiments")
+    @classmethod
+    def _evaluations_valid(cls, experiments: dict[str, Part], info: Any) -> dict[str, Part]:
+        scale = info.data.get("evaluation")
+        for name, part in experiments.items():
+            try:
+                _ = scale and scale.changed(part.evaluation)
+            except ValidationError as error:
+                raise ValueError(f"{name}.evaluation.{_describe(error.errors()[0], Evaluation)}") from error
+        return experiments
+
+    def evaluation_spec(self, experiment: str) -> EvaluationSpec:
+        """How the runs of an experiment are evaluated."""
+        return self.evaluation.changed(self.experiments[experiment].evaluation).spec()
 
 
 class Data(_Model):
@@ -177,19 +216,19 @@ def load_params(path: Path) -> Params:
         raise UserError("\n".join(f"{path}: {_describe(detail)}" for detail in error.errors())) from error
 
 
-def _describe(detail: Any) -> str:
+def _describe(detail: Any, root: type[BaseModel] | None = None) -> str:
     # Pydantic adds the branches of a union to the place.
     branches = ("int", "constrained-int", "literal['auto']")
     key = ".".join(str(part) for part in detail["loc"] if part not in branches) or "the file"
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_model_at(detail['loc'][:-1]).model_fields)}"
+        return f"{key}: unknown key; allowed here: {', '.join(_model_at(detail['loc'][:-1], root).model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if detail["type"] in ("missing", "value_error") else f", not {detail['input']!r}")
 
 
-def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
-    """The model that describes this place of params.yaml."""
-    annotation: Any = Params
+def _model_at(location: tuple[Any, ...], root: type[BaseModel] | None = None) -> type[BaseModel]:
+    """The model that describes this place of params.yaml, or of the part of it that `root` describes."""
+    annotation: Any = root or Params
     for part in location:
         annotation = _content(annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

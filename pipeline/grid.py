@@ -12,6 +12,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.config import Experiment, Params, Part, RunReference, Scale, Setti
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.protocol import PROTOCOLS
+from pipeline.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.schedule import burda_schedule
 from pipeline.spec import CohortSpec, RunSpec, Stage
 
@@ -29,15 +30,20 @@ LATENT = {1: (50,), 2: (100, 50)}
 """Units of the stochastic layers, bottom first; Burda section 5."""
 
 
-def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int) -> str:
+def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int, switched: str = "") -> str:
+    """`iwae-M1-K5-s0`, `ciwae-M1-K5-0.5-s0`, `iwae-M1-K5-shuffle-true-s0`; `switched`: see `_protocol`."""
     extra = "" if parameter is None else f"-{parameter:g}"
-    return f"{objective}-M{M}-K{K}{extra}-s{seed}"
+    return f"{objective}-M{M}-K{K}{extra}{switched}-s{seed}"
 
 
-def cohort_name(experiment: str, dataset: str, layers: int, T: int, seeds: Sequence[int] = (0,)) -> str:
-    """Seeds other than 0 alone are named, so that the cohort of a new seed has a name of its own."""
+def cohort_name(experiment: str, dataset: str, layers: int, T: int | None, seeds: Sequence[int] = (0,)) -> str:
+    """`burda-table1-mnist-1L-T50`; T is None for an experiment whose sample counts share one cohort.
+
+    Seeds other than 0 alone are named, so that the cohort of a new seed has a name of its own.
+    """
+    samples = "" if T is None else f"-T{T}"
     further = "" if list(seeds) == [0] else "-s" + "-".join(map(str, seeds))
-    return f"{experiment}-{dataset}-{layers}L-T{T}{further}"
+    return f"{experiment}-{dataset}-{layers}L{samples}{further}"
 
 
 def _check_objective(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
@@ -58,35 +64,63 @@ def _check_objective(where: str, objective: str, M: int, K: int, parameter: floa
         raise UserError(f"{where}.parameter: {objective} {need}")
 
 
-def _settings(where: str, experiment: Experiment) -> list[tuple[Setting, int, int, float | None]]:
-    """Every (M, K, parameter) of an experiment, checked."""
+def _protocol(where: str, name: str, choice: str | Changes) -> tuple[str, Protocol, str]:
+    """A setting's protocol under the scale's protocol `name`: what it is called, its fields, what run names say of it.
+
+    Raises: UserError when a field is switched to the value that it has.
+    """
+    if isinstance(choice, str):
+        return choice, PROTOCOLS[choice], "" if choice == name else f"-{choice}"
+    try:
+        protocol = with_changes(PROTOCOLS[name], choice)
+    except ValueError as error:
+        raise UserError(f"{where}.protocol: under {name}, {error}") from error
+    texts = {field: str(value).lower() for field, value in choice.items()}
+    called = ", ".join([name, *(f"{field} = {text}" for field, text in texts.items())])
+    return called, protocol, "".join(f"-{field}-{text}".replace("_", "-") for field, text in texts.items())
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One of the estimators that an experiment trains, under one choice of protocol."""
+
+    where: str
+    setting: Setting
+    M: int
+    K: int
+    parameter: float | None
+    protocol: str | Changes
+
+
+def _points(where: str, experiment: Experiment) -> list[_Point]:
+    """Every (M, K, parameter, protocol) of an experiment, checked."""
     found = []
     for index, setting in enumerate(experiment.settings):
         here = f"{where}.settings.{index}"
         parameters: list[float | None] = [None] if setting.parameter is None else [*setting.parameter]
-        for M, K, parameter in itertools.product(setting.M, setting.K, parameters):
+        for M, K, parameter, protocol in itertools.product(setting.M, setting.K, parameters, setting.protocol):
             _check_objective(here, setting.objective, M, K, parameter)
             if M * K not in experiment.T:
                 allowed = ", ".join(map(str, experiment.T))
                 raise UserError(
                     f"{here}: M * K = {M} * {K} = {M * K} is not a sample count of the experiment (T: {allowed})"
                 )
-            found.append((setting, M, K, parameter))
+            found.append(_Point(here, setting, M, K, parameter, protocol))
     return found
 
 
-Crossed = tuple[list[int], str, int, tuple[Setting, int, int, float | None], int]
+Crossed = tuple[list[int], str, int, _Point, int]
 
 
 def _seeds(scale: Scale, part: Part) -> list[list[int]]:
     return part.seeds or scale.seeds
 
 
-def _crossed(scale: Scale, part: Part, settings: list[tuple[Setting, int, int, float | None]]) -> Iterator[Crossed]:
-    """Every run of a part as (the seeds that train together, dataset, layers, setting, seed); further seeds last."""
+def _crossed(scale: Scale, part: Part, points: list[_Point]) -> Iterator[Crossed]:
+    """Every run of a part as (the seeds that train together, dataset, layers, point, seed); further seeds last."""
     for seeds in _seeds(scale, part):
-        for dataset, layers, setting, seed in itertools.product(part.datasets, part.layers, settings, seeds):
-            yield seeds, dataset, layers, setting, seed
+        for dataset, layers, point, seed in itertools.product(part.datasets, part.layers, points, seeds):
+            yield seeds, dataset, layers, point, seed
 
 
 def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec]:
@@ -99,28 +133,34 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
     for scale_name, scale in params.scales.items():
         for experiment_name, part in scale.experiments.items():
             experiment = params.experiments[experiment_name]
-            settings = _settings(f"{source}: experiments.{experiment_name}", experiment)
-            protocol_name = part.protocol or scale.protocol
-            protocol = PROTOCOLS[protocol_name]
-            schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
+            points = _points(f"{source}: experiments.{experiment_name}", experiment)
+            if missing := set(part.T or ()) - set(experiment.T):
+                where = f"{source}: scales.{scale_name}.experiments.{experiment_name}.T"
+                allowed = ", ".join(map(str, experiment.T))
+                raise UserError(f"{where}: {min(missing)} is not a sample count of the experiment (T: {allowed})")
+            points = [point for point in points if part.T is None or point.M * point.K in part.T]
             own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
             if experiment.latent and part.layers != [len(experiment.latent)]:
                 raise UserError(
                     f"{source}: scales.{scale_name}.experiments.{experiment_name}.layers: must be"
                     f" [{len(experiment.latent)}], as many as the experiment's latent {experiment.latent} has"
                 )
-            for seeds, dataset, layers, (setting, M, K, parameter), seed in _crossed(scale, part, settings):
-                info = DATASETS[dataset]
-                name = cohort_name(experiment_name, dataset, layers, M * K, seeds)
+            for seeds, dataset, layers, point, seed in _crossed(scale, part, points):
+                info, M, K, setting = DATASETS[dataset], point.M, point.K, point.setting
+                protocol_name, protocol, switched = _protocol(
+                    point.where, part.protocol or scale.protocol, point.protocol
+                )
+                schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
+                name = cohort_name(experiment_name, dataset, layers, None if experiment.one_cohort else M * K, seeds)
                 key = f"{scale_name}/{name}"
                 owners[key] = (scale_name, experiment_name, name)
                 cohorts.setdefault(key, []).append(
                     RunSpec(
-                        name=run_name(setting.objective, M, K, parameter, seed),
+                        name=run_name(setting.objective, M, K, point.parameter, seed, switched),
                         objective=setting.objective,
                         M=M,
                         K=K,
-                        parameter=parameter,
+                        parameter=point.parameter,
                         seed=seed,
                         dataset=dataset,
                         latent=tuple(experiment.latent or LATENT[layers]),
@@ -130,7 +170,7 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
                         schedule=own_schedule or schedule,
                         max_steps=part.max_steps or scale.max_steps,
                         precision=scale.precision,
-                        continues=_continued(scale_name, scale, dataset, layers, seed, setting.after),
+                        continues=_continued(params, scale_name, dataset, layers, seed, setting.after),
                         algorithm_version=params.algorithm_version,
                     )
                 )
@@ -141,13 +181,15 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
 
 
 def _continued(
-    scale_name: str, scale: Scale, dataset: str, layers: int, seed: int, after: RunReference | None
+    params: Params, scale_name: str, dataset: str, layers: int, seed: int, after: RunReference | None
 ) -> str | None:
     if after is None:
         return None
+    scale, source = params.scales[scale_name], params.experiments.get(after.experiment)
     part = scale.experiments.get(after.experiment)
     together = next((seeds for seeds in _seeds(scale, part) if seed in seeds), None) if part else None
-    cohort = cohort_name(after.experiment, dataset, layers, after.M * after.K, together or [seed])
+    T = None if source and source.one_cohort else after.M * after.K
+    cohort = cohort_name(after.experiment, dataset, layers, T, together or [seed])
     return f"{scale_name}/{cohort}/{run_name(after.objective, after.M, after.K, after.parameter, seed)}"
 
 
@@ -178,7 +220,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
     """
 
     def entry(cohort: CohortSpec) -> dict[str, str]:
-        brief = {"scale": cohort.scale, "name": cohort.name, "dataset": cohort.dataset}
+        brief = {"scale": cohort.scale, "experiment": cohort.experiment, "name": cohort.name, "dataset": cohort.dataset}
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
@@ -187,7 +229,10 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         "order": list(cohorts),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
-        "evaluations": {name: scale.evaluation.model_dump() for name, scale in params.scales.items()},
+        "evaluations": {
+            name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
+            for name, scale in params.scales.items()
+        },
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,

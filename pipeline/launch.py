@@ -64,10 +64,9 @@ def main(words: Sequence[str] | None = None) -> int:
 
     cohorts = load_cohorts(arguments.cohorts)
     keys = choose(load_order(arguments.cohorts), arguments.scale, arguments.only)
-    scales = {cohort.scale for cohort in cohorts.values()}
     project = Project(
         cohorts=cohorts,
-        evaluations={scale: load_evaluation(arguments.cohorts, scale) for scale in scales},
+        evaluations={key: load_evaluation(arguments.cohorts, cohort) for key, cohort in cohorts.items()},
         chosen=tuple(cohorts[key] for key in keys),
         store=store_folder(),
         machine=this_machine(

@@ -54,6 +54,7 @@ class Project:
 
     cohorts: dict[str, CohortSpec]
     evaluations: dict[str, EvaluationSpec]
+    """By cohort, as `cohorts`."""
     chosen: tuple[CohortSpec, ...]
     """In the order of work."""
     store: Path
@@ -133,7 +134,7 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
 
     Raises: UserError with what went wrong; Stopped when asked to stop; Busy when another process has the cohort.
     """
-    store, machine, spec = project.store, project.machine, project.evaluations[cohort.scale]
+    store, machine, spec = project.store, project.machine, project.evaluations[cohort.key]
     with cohort_lock(store, cohort.key, BUSY_SECONDS):
         item = standing(cohort, project.cohorts, spec, store, machine, project.again)
         jobs = list(item.jobs)
@@ -169,7 +170,7 @@ def record(project: Project) -> None:
     """Write the results of every chosen cohort whose runs and evaluations the store holds, and say which."""
     for item in project.standings():
         if item.jobs and item.evaluated == len(item.jobs):
-            spec = project.evaluations[item.cohort.scale]
+            spec = project.evaluations[item.cohort.key]
             write_results(item.cohort, [finished_run(job.finished, project.store, spec) for job in item.jobs])
             say(f"{item.cohort.key}: done -> {results_folder(item.cohort.key)}")
 

@@ -6,8 +6,13 @@ With `log_w[m, k] = log p(x, h_mk) - log q(h_mk | x)` the gradient estimate of e
     phi:    sum_mk path[m, k]  * d log_w[m, k] / d h_mk * d h_mk / d phi     (encoder, through the samples)
           + sum_mk score[m, k] * d log_w[m, k] / d phi  at fixed h_mk        (encoder, through q's parameters)
 
-To add an objective: write a function `log_w [M, K, batch] -> Weights` and give it a line in `OBJECTIVES`
-(docs/add-an-objective.md). Each is tested against autograd on its bound.
+With two stochastic layers h = (h1, h2) is one sample of the joint q(h1, h2 | x): the path part follows h1 into h2, into
+p and also into log q(h2 | h1), of which only the parameters are held fixed; their direct gradient is the score part.
+This is d log_w / d h * d h / d phi of the joint sample, for which the identity of Tucker et al. 2019 holds, and what
+Roeder et al. 2017 do: they stop the gradient at q's parameters, not at the samples.
+
+To add an estimator: write a function `log_w [M, K, batch] -> Weights` and give it a line in `OBJECTIVES`
+(docs/add-an-estimator.md). Each is tested against autograd.
 """
 
 from __future__ import annotations
@@ -84,6 +89,19 @@ def ciwae_bound(log_w: Tensor, beta: float) -> Tensor:
     return beta * elbo(log_w) + (1 - beta) * miwae_bound(log_w)
 
 
+def vr_bound(log_w: Tensor, alpha: float) -> Tensor:
+    """The variational Renyi bound log (mean_k w^(1 - alpha)) / (1 - alpha), averaged over groups; Li & Turner 2016.
+
+    alpha = 0 is IWAE's bound; alpha -> 1 the ELBO, and that is what it is at 1.
+    """
+    return elbo(log_w) if alpha == 1 else log_mean_exp((1 - alpha) * log_w, (1,)).mean(0) / (1 - alpha)
+
+
+def vr_max_bound(log_w: Tensor) -> Tensor:
+    """The largest log w of each group, averaged over groups: VR for alpha -> -infinity; Li & Turner 2016."""
+    return log_w.amax(1).mean(0)
+
+
 def vae(log_w: Tensor) -> Weights:
     """The VAE gradient of Burda section 2, averaged over all samples."""
     w = uniform(log_w)
@@ -127,7 +145,31 @@ def rws_dreg(log_w: Tensor) -> Weights:
     return Weights(w, w - log_w.shape[0] * w.square(), torch.zeros_like(w))
 
 
-BURDA, RAINFORTH, TUCKER = "Burda et al. 2016", "Rainforth et al. 2018", "Tucker et al. 2019"
+def dreg(log_w: Tensor, alpha: float) -> Weights:
+    """1 - alpha parts IWAE-DReG, alpha parts RWS-DReG; Tucker et al. 2019. Half of STL's encoder gradient at 1/2."""
+    iwae, rws = iwae_dreg(log_w), rws_dreg(log_w)
+    return iwae._replace(path=(1 - alpha) * iwae.path + alpha * rws.path)
+
+
+def dreg_bound(log_w: Tensor, alpha: float) -> Tensor:
+    """IWAE's bound, which the decoder climbs whatever alpha makes of the encoder."""
+    return miwae_bound(log_w)
+
+
+def vr(log_w: Tensor, alpha: float) -> Weights:
+    """The gradient of the Renyi bound: weights w^(1 - alpha), normalized; Li & Turner 2016."""
+    w = normalized((1 - alpha) * log_w)
+    return Weights(w, w, w)
+
+
+def vr_max(log_w: Tensor) -> Weights:
+    """The sample of the largest weight alone; Li & Turner 2016."""
+    w = torch.zeros_like(log_w).scatter(1, log_w.argmax(1, keepdim=True), 1 / log_w.shape[0])
+    return Weights(w, w, w)
+
+
+BURDA, RAINFORTH = "Burda et al. 2016", "Rainforth et al. 2018"
+ROEDER, TUCKER, LI = "Roeder et al. 2017", "Tucker et al. 2019", "Li & Turner 2016"
 
 OBJECTIVES: dict[str, Objective] = {
     "vae": Objective(vae, elbo, BURDA, single_K=True),
@@ -135,7 +177,10 @@ OBJECTIVES: dict[str, Objective] = {
     "miwae": Objective(miwae, miwae_bound, RAINFORTH),
     "ciwae": Objective(ciwae, ciwae_bound, RAINFORTH, parameter="beta", single_M=True),
     "piwae": Objective(piwae, iwae_bound_over_all, RAINFORTH, encoder_bound=miwae_bound),
-    "stl": Objective(stl, miwae_bound, "Roeder et al. 2017", single_M=True, drops_score=True),
+    "stl": Objective(stl, miwae_bound, ROEDER, single_M=True, drops_score=True),
     "iwae-dreg": Objective(iwae_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
     "rws-dreg": Objective(rws_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
+    "dreg": Objective(dreg, dreg_bound, TUCKER, parameter="alpha", single_M=True, drops_score=True),
+    "vr": Objective(vr, vr_bound, LI, parameter="alpha", single_M=True),
+    "vr-max": Objective(vr_max, vr_max_bound, LI, single_M=True),
 }

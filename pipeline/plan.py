@@ -69,7 +69,8 @@ def machine_name(machine: Machine) -> str:
 def training_shape(cohort: CohortSpec, jobs: list[Job]) -> str:
     """What the speed of a stack depends on beside the machine: the dataset does not matter."""
     waiting = sum(not job.is_finished for job in jobs)
-    return f"train {cohort.layers}L T{cohort.T} R{waiting} {cohort.runs[0].precision}"
+    counts = "-".join(str(T) for T in sorted({run.T for run in cohort.runs}))
+    return f"train {cohort.layers}L T{counts} R{waiting} {cohort.runs[0].precision}"
 
 
 def evaluation_shape(cohort: CohortSpec, spec: EvaluationSpec) -> str:
@@ -150,14 +151,14 @@ def standings(
     machine: Machine,
     again: bool = False,
 ) -> list[Standing]:
-    """Where the chosen cohorts stand, in their order. `evaluations`: by scale.
+    """Where the chosen cohorts stand, in their order. `evaluations`: by cohort.
 
     `again`: results in `reports/` do not count, only what the store holds.
     """
 
     def stand(cohort: CohortSpec) -> Standing:
         try:
-            return standing(cohort, cohorts, evaluations[cohort.scale], store, machine, again)
+            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again)
         except UserError as error:
             return Standing(cohort, BLOCKED, str(error))
 

@@ -8,7 +8,8 @@ PyTorch's Adam, and the output bias of the code (without it training fails).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,11 @@ class Protocol:
     adam_eps: float = 1e-4
 
 
+Changes = Mapping[str, bool | float | str]
+"""Other values of some of a protocol's fields, by field."""
+GRADIENTS = ("sum", "mean")
+
+
 PROTOCOLS: dict[str, Protocol] = {
     "published-code": Protocol(
         adam_beta1=0.99,
@@ -65,3 +71,30 @@ PROTOCOLS: dict[str, Protocol] = {
         rounded_learning_rates=False,
     ),
 }
+
+
+def check_changes(changes: Changes) -> None:
+    """Raises: ValueError naming the field when there is no such field or the value is none of its type."""
+    known = asdict(PROTOCOLS["published-code"])
+    for field, value in changes.items():
+        if field not in known:
+            raise ValueError(f"unknown field {field!r} of a protocol; allowed: {', '.join(known)}")
+        if field == "gradient" and value not in GRADIENTS:
+            raise ValueError(f"gradient is {' or '.join(GRADIENTS)}, not {value!r}")
+        number = isinstance(known[field], float) and isinstance(value, int | float) and not isinstance(value, bool)
+        if not number and type(value) is not type(known[field]):
+            kind = "a number" if isinstance(known[field], float) else "true or false"
+            raise ValueError(f"{field} is {kind}, not {value!r}")
+
+
+def with_changes(protocol: Protocol, changes: Changes) -> Protocol:
+    """The protocol with these fields changed.
+
+    Raises: ValueError as `check_changes`, and when a field has the value already.
+    """
+    check_changes(changes)
+    for field, value in changes.items():
+        if getattr(protocol, field) == value:
+            raise ValueError(f"{field} is {value!r} already: nothing is switched")
+    known = asdict(protocol)
+    return replace(protocol, **{field: type(known[field])(value) for field, value in changes.items()})

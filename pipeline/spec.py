@@ -105,12 +105,12 @@ class EvaluationSpec:
 
 @dataclass(frozen=True)
 class CohortSpec:
-    """Runs of equal shapes (dataset, depth, sample count) of one experiment: they train as one stack."""
+    """Runs of one experiment, dataset and depth; those of equal sample count have equal shapes and train as a stack."""
 
     scale: str
     experiment: str
     name: str
-    """`burda-table1-mnist-1L-T50`"""
+    """`burda-table1-mnist-1L-T50`; without the T where runs of several sample counts form the cohort."""
     runs: tuple[RunSpec, ...]
 
     @property
@@ -125,10 +125,6 @@ class CohortSpec:
     @property
     def layers(self) -> int:
         return self.runs[0].layers
-
-    @property
-    def T(self) -> int:
-        return self.runs[0].T
 
     @property
     def continues(self) -> str | None:

@@ -77,7 +77,11 @@ def run_name(spec: RunSpec) -> str:
 
 
 def run_params(spec: RunSpec) -> dict[str, str]:
-    parameter = "alpha" if spec.objective.startswith("vr") else "beta"
+    # torch takes seconds to import, which opening the store alone should not pay.
+    from pipeline.objectives import OBJECTIVES
+
+    known = OBJECTIVES.get(spec.objective)
+    parameter = (known and known.parameter) or "parameter"
     params = {
         "objective": spec.objective,
         "M": spec.M,

@@ -17,6 +17,7 @@ from pipeline import interruption
 from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TRAIN_IMAGES
 from pipeline.files import write_json
 from pipeline.memory import keep_freed_memory
+from pipeline.objectives import OBJECTIVES
 from pipeline.protocol import PROTOCOLS
 from pipeline.schedule import burda_schedule
 from pipeline.spec import RunSpec
@@ -35,7 +36,7 @@ def make_run(objective: str = "iwae", M: int = 1, K: int = 5, **changes: Any) ->
         "objective": objective,
         "M": M,
         "K": K,
-        "parameter": 0.5 if objective == "ciwae" else None,
+        "parameter": 0.5 if OBJECTIVES[objective].parameter else None,
         "seed": 0,
         "dataset": "mnist",
         "latent": (50,),

@@ -105,8 +105,8 @@ def test_small_parameters_load(tmp_path: Path) -> None:
     [
         ("", "algorithm_version, device, workers, engine, checkpoint_seconds, data, experiments, scales"),
         ("data.", "test_binarization_seed"),
-        ("experiments.first.", "T, settings, schedule, latent"),
-        ("experiments.first.settings.1.", "objective, M, K, parameter, after"),
+        ("experiments.first.", "T, settings, schedule, latent, one_cohort"),
+        ("experiments.first.settings.1.", "objective, M, K, parameter, protocol, after"),
         ("experiments.second.settings.0.after.", "experiment, objective, M, K, parameter"),
         pytest.param(
             "experiments.second.schedule.0.",
@@ -117,7 +117,7 @@ def test_small_parameters_load(tmp_path: Path) -> None:
             "scales.small.evaluation.",
             "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images",
         ),
-        ("scales.small.experiments.first.", "datasets, layers, protocol, seeds, stages, max_steps"),
+        ("scales.small.experiments.first.", "datasets, layers, T, protocol, seeds, stages, max_steps, evaluation"),
     ],
 )
 def test_misspelt_key(place: str, allowed: str, tmp_path: Path) -> None:
@@ -221,6 +221,37 @@ DATASET_NAMES, PROTOCOL_NAMES = "mnist, fixed-mnist, omniglot", "published-code,
 )
 def test_unknown_names(key: str, value: Any, message: str, tmp_path: Path) -> None:
     assert refusal(written(tmp_path, changed(key, value))) == [message]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"adam_beta3": 0.9}, "unknown field 'adam_beta3' of a protocol; allowed: adam_beta1, second_moment_start, "),
+        ({"shuffle": "yes"}, "shuffle is true or false, not 'yes'"),
+        ({"shuffle": 1}, "shuffle is true or false, not 1"),
+        ({"adam_beta1": True}, "adam_beta1 is a number, not True"),
+        ({"gradient": "median"}, "gradient is sum or mean, not 'median'"),
+        ("code", "'code' is neither a protocol (published-code, paper) nor a mapping of fields to switch"),
+        (3, "3 is neither a protocol"),
+    ],
+)
+def test_protocol_of_a_setting(value: Any, message: str, tmp_path: Path) -> None:
+    key = "experiments.first.settings.1.protocol"
+    (line,) = refusal(written(tmp_path, changed(key, ["paper", value])))
+    assert line.startswith(f"{key}.1: {message}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"test_image": 5}, "test_image: unknown key; allowed here: seed, num_samples, "),
+        ({"test_images": 1}, "test_images: Input should be greater than or equal to 2, not 1"),
+        ({"num_samples": 63}, "bound_samples: must not exceed num_samples"),
+    ],
+)
+def test_evaluation_of_an_experiment(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    (line,) = refusal(written(tmp_path, changed("scales.small.experiments.first.evaluation", change)))
+    assert line.startswith(f"scales.small.experiments: first.evaluation.{message}")
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,11 @@ def measure(run: RunSpec, images: NDArray[np.uint8], store: Path) -> dict[str, f
     }
 
 
+def near(expected: dict[str, float]) -> object:
+    """Room for other processors' rounding; a changed rule moves the numbers by far more."""
+    return pytest.approx(expected, rel=2e-5, abs=2e-3)
+
+
 def test_golden_numbers_belong_to_this_algorithm_version() -> None:
     assert json.loads(GOLDEN.read_text())["algorithm_version"] == load_params(ROOT / "params.yaml").algorithm_version
     assert set(json.loads(GOLDEN.read_text())["runs"]) == {run.name for run in golden_runs()}
@@ -66,16 +71,18 @@ def test_golden_numbers_belong_to_this_algorithm_version() -> None:
 @pytest.mark.parametrize("run", golden_runs(), ids=lambda run: run.name)
 def test_twenty_steps(run: RunSpec, grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     expected = json.loads(GOLDEN.read_text())["runs"][run.name]
-    found = measure(run, grey_images, tmp_path)
-    # Room for other processors' rounding; a changed rule moves these by far more.
-    assert found == pytest.approx(expected, rel=2e-5, abs=2e-3)
+    assert measure(run, grey_images, tmp_path) == near(expected)
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as store:
-        images = make_images()
-        runs = {run.name: measure(run, images, Path(store)) for run in golden_runs()}
     version = load_params(ROOT / "params.yaml").algorithm_version
+    kept = json.loads(GOLDEN.read_text())["runs"]
+    runs = {}
+    for run in golden_runs():
+        with tempfile.TemporaryDirectory() as store:
+            found = measure(run, make_images(), Path(store))
+        # What differs by this machine's rounding alone stays as it was.
+        runs[run.name] = kept[run.name] if run.name in kept and found == near(kept[run.name]) else found
     GOLDEN.write_text(json.dumps({"algorithm_version": version, "runs": runs}, indent=1) + "\n")
 
 

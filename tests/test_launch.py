@@ -129,7 +129,7 @@ def in_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.delenv("ELBO_STORE", raising=False)
     cohorts = load_cohorts(COHORTS)
     chosen = tuple(cohorts[key] for key in load_order(COHORTS))
-    evaluations = {"tiny": load_evaluation(COHORTS, "tiny")}
+    evaluations = {key: load_evaluation(COHORTS, cohort) for key, cohort in cohorts.items()}
     return Project(cohorts, evaluations, chosen, store_folder(), Machine(torch.device("cpu"), 1, 1e9))
 
 
@@ -162,7 +162,7 @@ def test_evaluation_that_does_not_fit_is_left(
 ) -> None:
     """What is left of the slot goes to the next cohort."""
     own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    shape = evaluation_shape(own.cohorts[FIRST], own.evaluations["tiny"])
+    shape = evaluation_shape(own.cohorts[FIRST], own.evaluations[FIRST])
     remember(own.store, own.machine, shape, 3600.0)
     assert run_launcher(own, 60.0) == 0
     output = capsys.readouterr().out
@@ -255,7 +255,8 @@ def test_what_is_recorded_is_not_trained_again(
     again = replace(own, again=True)
     assert {item.cohort.key: item.need for item in again.standings()} == {FIRST: TRAIN, SECOND: WAITS}
     # Results of another evaluation are not those that are asked for.
-    changed = replace(own, evaluations={"tiny": replace(own.evaluations["tiny"], num_samples=200)})
+    evaluations = {key: replace(spec, num_samples=200) for key, spec in own.evaluations.items()}
+    changed = replace(own, evaluations=evaluations)
     assert changed.standings()[1].need == TRAIN
 
 
@@ -275,7 +276,7 @@ def test_plan_says_what_is_missing(project: Path, tmp_path: Path) -> None:
 
 def test_time_left_is_work_over_measured_speed(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    cohort, spec = own.cohorts[FIRST], own.evaluations["tiny"]
+    cohort, spec = own.cohorts[FIRST], own.evaluations[FIRST]
     remember(own.store, own.machine, training_shape(cohort, list(own.standings()[1].jobs)), 50.0)
     assert "12 left and an evaluation not timed yet" in describe(own.standings(), own.machine)
     remember(own.store, own.machine, evaluation_shape(cohort, spec), 30.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -13,7 +14,8 @@ from pipeline.models.networks import Parameters, count_parameters
 from pipeline.objectives import OBJECTIVES, Weights
 
 LATENTS = {1: (7,), 2: (9, 7)}
-PARAMETER = {"ciwae": (0.3,)}
+PARAMETERS: dict[str, tuple[float, ...]] = {"ciwae": (0.3,), "dreg": (0.3,), "vr": (0.5, -1.5, 2.5, 1.0)}
+"""Values at which an estimator with a parameter is tested."""
 BATCH = 4
 
 
@@ -79,19 +81,25 @@ def assert_equal_gradients(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -
         assert ((ours[name] - expected).abs().max() / scale).item() < 1e-9, name
 
 
+def arguments(name: str) -> list[tuple[float, ...]]:
+    """What an estimator is called with besides log w: nothing, or one value of its parameter."""
+    return [(value,) for value in PARAMETERS[name]] if OBJECTIVES[name].parameter else [()]
+
+
 SPLITS = [(1, 1), (1, 6), (6, 1), (2, 3), (3, 2)]
 CASES = [
-    (name, M, K)
+    (name, args, M, K)
     for name, objective in OBJECTIVES.items()
+    for args in arguments(name)
     for M, K in SPLITS
     if not (objective.single_M and M > 1) and not (objective.single_K and K > 1)
 ]
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize(("name", "M", "K"), [case for case in CASES if not OBJECTIVES[case[0]].drops_score])
-def test_gradient_is_that_of_the_bound(name: str, M: int, K: int, layers: int) -> None:
-    objective, args = OBJECTIVES[name], PARAMETER.get(name, ())
+@pytest.mark.parametrize(("name", "args", "M", "K"), [case for case in CASES if not OBJECTIVES[case[0]].drops_score])
+def test_gradient_is_that_of_the_bound(name: str, args: tuple[float, ...], M: int, K: int, layers: int) -> None:
+    objective = OBJECTIVES[name]
     p, x, eps = random_problem(layers, M * K)
     ours = by_hand(p, x, eps, lambda log_w: objective.weights(log_w, *args), M, K)
 
@@ -107,27 +115,36 @@ def test_gradient_is_that_of_the_bound(name: str, M: int, K: int, layers: int) -
     assert_equal_gradients(ours, oracle)
 
 
-ENCODER_WEIGHT = {
+ENCODER_WEIGHT: dict[str, Callable[..., Tensor]] = {
     "stl": lambda w: w,
     "iwae-dreg": lambda w: w.square(),
     "rws-dreg": lambda w: w - w.square(),
+    "dreg": lambda w, alpha: alpha * w + (1 - 2 * alpha) * w.square(),
 }
+"""What multiplies d log w / d h * d h / d phi, as the papers write it."""
+
+
+def test_every_estimator_without_score_term_has_its_oracle() -> None:
+    assert set(ENCODER_WEIGHT) == {name for name, objective in OBJECTIVES.items() if objective.drops_score}
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("name", list(ENCODER_WEIGHT))
 def test_estimators_without_score_term(name: str, layers: int) -> None:
-    """Autograd with q's parameters detached inside log q only, as the papers of these estimators define them."""
-    K = 5
+    """Autograd with q's parameters detached inside log q only, as the papers of these estimators define them.
+
+    The samples are not detached there: with two layers the path through h1 into log q(h2 | h1) stays.
+    """
+    K, (args,) = 5, arguments(name)
     p, x, eps = random_problem(layers, K)
-    ours = by_hand(p, x, eps, OBJECTIVES[name].weights, 1, K)
+    ours = by_hand(p, x, eps, lambda log_w: OBJECTIVES[name].weights(log_w, *args), 1, K)
     named = leaves(p)
     frozen = {key: leaf.detach() for key, leaf in named.items()}
     log_w = textbook_log_w(named, x[0], [e[0] for e in eps], frozen)
     w = torch.softmax(log_w.detach(), 0)
     names = list(named)
     theta = torch.autograd.grad((w * log_w).sum(), [named[n] for n in names], retain_graph=True)
-    phi = torch.autograd.grad((ENCODER_WEIGHT[name](w) * log_w).sum(), [named[n] for n in names])
+    phi = torch.autograd.grad((ENCODER_WEIGHT[name](w, *args) * log_w).sum(), [named[n] for n in names])
     assert_equal_gradients(
         ours, {n: (t if n.startswith("p") else f) for n, t, f in zip(names, theta, phi, strict=True)}
     )
@@ -159,16 +176,56 @@ def test_identities() -> None:
         weights["miwae"](log_w.view(4, 3, BATCH)).theta.reshape(-1),
     )
     one = log_w[:, :1]
-    for name in ("iwae", "miwae", "piwae"):
+    for name in ("iwae", "miwae", "piwae", "vr-max"):
         assert_same(weights[name](one), weights["vae"](one))
-    assert_same(weights["ciwae"](one, 0.4), weights["vae"](one))
+    for name in ("ciwae", "vr"):
+        assert_same(weights[name](one, 0.4), weights["vae"](one))
 
 
-@pytest.mark.parametrize(("name", "M", "K"), CASES)
-def test_decoder_weights_sum_to_one(name: str, M: int, K: int) -> None:
+def test_identities_of_the_later_estimators() -> None:
+    log_w = 3 * torch.randn(1, 12, BATCH, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    weights = {name: objective.weights for name, objective in OBJECTIVES.items()}
+    assert_same(weights["vr"](log_w, 0.0), weights["iwae"](log_w))
+    assert_same(weights["vr"](log_w, 1.0), weights["vae"](log_w.view(12, 1, BATCH)))
+    assert_same(weights["vr"](log_w, -1e6), weights["vr-max"](log_w))
+    assert_same(weights["dreg"](log_w, 0.0), weights["iwae-dreg"](log_w))
+    assert_same(weights["dreg"](log_w, 1.0), weights["rws-dreg"](log_w))
+    stl, half = weights["stl"](log_w), weights["dreg"](log_w, 0.5)
+    torch.testing.assert_close(2 * half.path, stl.path)
+    torch.testing.assert_close(weights["iwae-dreg"](log_w).path + weights["rws-dreg"](log_w).path, stl.path)
+    # With one sample STL is DReG: the ELBO without its score term.
+    one = log_w[:, :1]
+    assert_same(weights["stl"](one), weights["iwae-dreg"](one))
+    assert not torch.allclose(weights["stl"](one).score, weights["vae"](one).score)
+
+
+@pytest.mark.parametrize("alpha", [-0.5, 0.0, 0.5, 1.0, 2.0])
+def test_renyi_bound_is_log_px_minus_the_renyi_divergence(alpha: float) -> None:
+    """Li & Turner's definition, where it has a closed form: z ~ N(0, 1), x | z ~ N(z, 1), q = N(m, s^2)."""
+    x, m, s = 1.4, 0.5, 0.65
+    normal = torch.distributions.Normal
+    quantiles = (torch.arange(200_000, dtype=torch.float64) + 0.5) / 200_000
+    z = m + s * torch.special.ndtri(quantiles)
+    log_w = normal(0.0, 1.0).log_prob(z) + normal(z, 1.0).log_prob(torch.tensor(x)) - normal(m, s).log_prob(z)
+    bound = OBJECTIVES["vr"].bound(log_w.view(1, -1, 1), alpha).item()
+    mean, variance = x / 2, 0.5
+    between = alpha * variance + (1 - alpha) * s**2
+    if alpha == 1:
+        divergence = math.log(math.sqrt(variance) / s) + (s**2 + (m - mean) ** 2) / (2 * variance) - 0.5
+    else:
+        divergence = math.log(math.sqrt(variance) / s) + math.log(variance / between) / (2 * (alpha - 1))
+        divergence += alpha * (m - mean) ** 2 / (2 * between)
+    log_px = normal(0.0, math.sqrt(2)).log_prob(torch.tensor(x)).item()
+    assert bound == pytest.approx(log_px - divergence, abs=2e-4)
+
+
+@pytest.mark.parametrize(("name", "args", "M", "K"), CASES)
+def test_decoder_weights_sum_to_one(name: str, args: tuple[float, ...], M: int, K: int) -> None:
     log_w = 50 * torch.randn(M, K, BATCH, generator=torch.Generator().manual_seed(1))
-    theta = OBJECTIVES[name].weights(log_w, *PARAMETER.get(name, ())).theta
-    torch.testing.assert_close(theta.sum((0, 1)), torch.ones(BATCH))
+    weights = OBJECTIVES[name].weights(log_w, *args)
+    torch.testing.assert_close(weights.theta.sum((0, 1)), torch.ones(BATCH))
+    assert all(part.shape == log_w.shape for part in weights)
+    assert OBJECTIVES[name].bound(log_w, *args).shape == (BATCH,)
 
 
 def test_bounds_are_ordered_and_survive_large_log_weights() -> None:

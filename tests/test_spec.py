@@ -57,7 +57,7 @@ def test_cohort_round_trip() -> None:
     value = through_json(cohort.to_json())
     assert CohortSpec.from_json(value) == cohort
     assert (value["dataset"], value["continues"]) == ("mnist", "quick/b-mnist-1L-T1")
-    assert (cohort.key, cohort.layers, cohort.T) == ("quick/a-mnist-1L-T6", 1, 6)
+    assert (cohort.key, cohort.layers) == ("quick/a-mnist-1L-T6", 1)
 
 
 def test_derived_numbers() -> None:

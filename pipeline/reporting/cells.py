@@ -34,8 +34,8 @@ RAINFORTH_METRICS = ("iwae_64", "log_p_hat", "kl_q_p")
 
 METRIC_NAMES = {"nll": "NLL", "log_p_hat": "log p̂", "iwae_64": "IWAE-64", "kl_q_p": "−KL(Q‖P)"}
 DATASET_NAMES = {"mnist": "MNIST", "omniglot": "OMNIGLOT", "fixed-mnist": "MNIST, fixed binarization"}
-OBJECTIVE_NAMES = {"stl": "STL", "dreg": "IWAE-DReG", "rws-dreg": "RWS-DReG", "vr": "VR", "vr-max": "VR-max"}
-PARAMETER_NAMES = {"ciwae": "β", "vr": "α"}
+OBJECTIVE_NAMES = {"iwae-dreg": "IWAE-DReG", "rws-dreg": "RWS-DReG", "dreg": "DReG", "vr-max": "VR-max"}
+PARAMETER_NAMES = {"ciwae": "β", "dreg": "α", "vr": "α"}
 
 
 @dataclass(frozen=True)

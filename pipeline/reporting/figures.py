@@ -58,7 +58,7 @@ OTHER_COLOUR = "#555555"
 MARKERS = {"vae": "o", "iwae": "s", "miwae": "^", "piwae": "v", "ciwae": "D"}
 LINES = {1: ":", 5: "--", 50: "-"}
 BURDA_KS = (1, 5, 50)
-BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective", "later-estimators")
+BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective")
 THRESHOLD = 0.01
 """A unit is active when the variance of its posterior mean over images is above this (Burda)."""
 CURVE_POINTS = 80
@@ -689,9 +689,9 @@ class FigureSection:
 
 
 def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResult]) -> dict[str, FigureSection]:
-    """Every figure of the report by section: claims, heat maps, curves, diagnostics."""
-    # These draw with the helpers of this module.
-    from pipeline.reporting import diagnostics, latent_space
+    """Every figure of the report by section: claims, heat maps, curves, diagnostics, beyond the papers."""
+    # These modules build on this one.
+    from pipeline.reporting import ablation, diagnostics, latent_space, later, plane
 
     datasets = ("mnist", "omniglot", "fixed-mnist")
     sections: dict[str, tuple[str, list[Callable[[], Figure | MissingFigure]]]] = {
@@ -729,6 +729,10 @@ def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResul
                 lambda: diagnostics.log_mean_bias(results),
                 lambda: diagnostics.generalization_gap(results, cells),
             ],
+        ),
+        "beyond": (
+            "Beyond the papers",
+            [lambda: later.forest(cells), lambda: ablation.forest(cells), lambda: plane.heatmaps(cells)],
         ),
     }
     made = {}

@@ -183,11 +183,10 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
 
 
 def protocol(results: Sequence[RunResult]) -> Table:
-    """The fields of the protocols in use, beside what the paper says and what the authors' code does."""
-    used = {result.spec.protocol_name: result.spec.protocol for result in results}
-    shown = {**PROTOCOLS, **used}
-    fields = {name: {key: str(value) for key, value in asdict(of).items()} for name, of in shown.items()}
-    titles = {name: f"{name} (used here)" if name in used else name for name in shown}
+    """What the paper says beside what the authors' code does; single switches are in a table of their own."""
+    used = {result.spec.protocol_name for result in results}
+    fields = {name: {key: str(value) for key, value in asdict(of).items()} for name, of in PROTOCOLS.items()}
+    titles = {name: f"{name} (used here)" if name in used else name for name in PROTOCOLS}
     details = list(next(iter(fields.values())))
     rows = [
         {"detail": detail.replace("_", " "), **{titles[name]: own[detail] for name, own in fields.items()}}
@@ -265,7 +264,8 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
     }
     found += [f"NLL over {few:,} of the {all_:,} test images." for few, all_ in sorted(fewer)]
     paper = asdict(PROTOCOLS["paper"])
-    for name, used in {run.spec.protocol_name: run.spec.protocol for run in results}.items():
+    whole = {run.spec.protocol_name: run.spec.protocol for run in results if run.spec.protocol_name in PROTOCOLS}
+    for name, used in whole.items():
         other = [key.replace("_", " ") for key, value in asdict(used).items() if value != paper[key]]
         if other:
             found.append(f"Protocol {name} differs from the paper's text in: {', '.join(other)}.")

@@ -358,7 +358,7 @@ def _minus_iwae(cells: Cells, row: Row) -> Effect | None:
 
 def other_runs(cells: Cells, scale: str) -> Table | None:
     """Runs of experiments that no other table knows; None when there are none."""
-    known = {*BURDA_TABLES, "every-objective", "rainforth-table1"}
+    known = {*BURDA_TABLES, "every-objective", "rainforth-table1", "later-estimators", "protocol-ablation", "mk-plane"}
     rows = [
         Row(
             f"{place.experiment}: {dataset_name(place.dataset)}, {layers_name(place.layers)}",
@@ -495,7 +495,10 @@ def _effect(result: ClaimResult) -> str:
 
 def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult], scale: str) -> list[Table]:
     """Every table of the report, in its order."""
-    further = other_runs(cells, scale)
+    # These modules build on this one.
+    from pipeline.reporting import ablation, later, plane
+
+    beyond = [later.table(cells), ablation.table(cells), plane.table(cells), other_runs(cells, scale)]
     return [
         claims(decided),
         burda(cells, "burda-table1", scale),
@@ -503,6 +506,6 @@ def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult
         burda(cells, "burda-table3", scale),
         rainforth(cells, scale),
         every_objective(cells, scale),
-        *([further] if further else []),
+        *(table for table in beyond if table),
         diagnostics(results),
     ]

@@ -26,10 +26,12 @@ FIXED_SHARE = 7
 
 
 def stacks(jobs: list[Job], machine: Machine) -> list[list[Job]]:
-    """One stack for a GPU, which fewer runs leave idle; on a CPU each run alone, the longest first."""
+    """For a GPU, which fewer runs leave idle, one stack a sample count; on a CPU each run alone. The longest first."""
+    ordered = sorted(jobs, key=lambda job: -relative_cost(job.spec))
     if machine.device.type == "cuda":
-        return [jobs]
-    return [[job] for job in sorted(jobs, key=lambda job: -relative_cost(job.spec))]
+        counts = dict.fromkeys(job.spec.T for job in ordered)
+        return [[job for job in jobs if job.spec.T == T] for T in counts]
+    return [[job] for job in ordered]
 
 
 def relative_cost(run: RunSpec) -> float:
@@ -98,5 +100,6 @@ def estimated_hours(job: Job, data: Path, machine: Machine, cohorts: list[Cohort
     units = sum(relative_cost(run) for cohort in cohorts for run in cohort.runs)
     if machine.device.type == "cuda":
         # A stacked step costs little more than that of a single run.
-        units = sum(max(relative_cost(run) for run in cohort.runs) for cohort in cohorts)
+        by_stack = [[run for run in c.runs if run.T == T] for c in cohorts for T in {run.T for run in c.runs}]
+        units = sum(max(relative_cost(run) for run in stack) for stack in by_stack)
     return seconds_per_unit * units / machine.workers / 3600

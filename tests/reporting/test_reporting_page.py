@@ -124,7 +124,15 @@ def test_what_the_page_shows(report: Path, quick: list[RunResult]) -> None:
     assert f"{len(quick)} runs in" in page
     for cohort in {run.cohort for run in quick}:
         assert f"dvc repro evaluate@{cohort}" in page
-    headings = ("The answer", "Tables beside the papers'", "Heat maps", "Curves", "Diagnostics", "How it was made")
+    headings = (
+        "The answer",
+        "Tables beside the papers'",
+        "Heat maps",
+        "Curves",
+        "Diagnostics",
+        "Beyond the papers",
+        "How it was made",
+    )
     positions = [page.index(f">{heading}</h2>") for heading in headings]
     assert positions == sorted(positions)
     assert "NLL by objective and sample count: OMNIGLOT</b> needs" in page

@@ -82,7 +82,7 @@ def test_seeds_show_their_spread(make: Make) -> None:
 def test_what_was_run_beyond_the_paper_is_shown(make: Make) -> None:
     run = make("vae", nll=86.7)
     other = replace(run, spec=replace(run.spec, protocol_name="paper"))
-    made = build([run, other, make("iwae", 1, 500), make("stl", 1, 50, experiment="later-estimators")])
+    made = build([run, other, make("iwae", 1, 500), make("stl", 1, 50, experiment="my-own")])
     table = made["burda_table1"]
     beyond = table.display[[group == "Beyond the paper" for group in table.groups]]
     assert list(beyond["objective"]) == ["MNIST, 1 layer, IWAE(1, 500)", "MNIST, 1 layer, VAE(1, 1)"]

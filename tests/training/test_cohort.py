@@ -78,6 +78,12 @@ def test_on_a_gpu_all_runs_are_one_stack(tmp_path: Path) -> None:
     assert stacks(jobs, GPU) == [jobs]
 
 
+def test_on_a_gpu_other_sample_counts_are_other_stacks(tmp_path: Path) -> None:
+    few, many = make_run("iwae", 1, 5), make_run("miwae", 2, 4)
+    jobs = [job_for(run, tmp_path) for run in (few, many, replace(few, seed=1), make_run("vae", 8, 1))]
+    assert stacks(jobs, GPU) == [[jobs[1], jobs[3]], [jobs[0], jobs[2]]]
+
+
 def test_every_job_is_trained_once(data: Path, grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     jobs = [job_for(run, tmp_path / "store") for run in (make_run(), make_run("vae", 5, 1), make_run(seed=1))]
     progress = train_all(jobs[:2], data)
@@ -140,7 +146,12 @@ def test_estimate_is_steps_times_seconds(tmp_path: Path) -> None:
 def test_estimate_on_a_gpu_counts_a_stack_once(tmp_path: Path) -> None:
     run = make_run("iwae", 1, 50, max_steps=7_200)
     cohort = cohort_of(run, replace(run, max_steps=3_600), run)
-    assert estimated_hours(job_for(run, tmp_path), tmp_path, GPU, 2 * [cohort]) == pytest.approx(4)
+    job = job_for(run, tmp_path)
+    assert estimated_hours(job, tmp_path, GPU, 2 * [cohort]) == pytest.approx(4)
+    # Another sample count is another stack.
+    few = replace(run, K=5)
+    alone = estimated_hours(job, tmp_path, GPU, [cohort_of(few)])
+    assert estimated_hours(job, tmp_path, GPU, [cohort_of(run, few, run, few)]) == pytest.approx(2 + alone)
 
 
 def test_estimate_from_real_steps(data: Path, tmp_path: Path) -> None:
