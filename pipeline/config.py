@@ -15,7 +15,7 @@ from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
 from pipeline.protocol import PROTOCOLS
 from pipeline.schedule import STAGES
-from pipeline.spec import EvaluationSpec
+from pipeline.spec import EvaluationSpec, ToySpec
 
 
 class _Model(BaseModel):
@@ -36,6 +36,8 @@ def _known(kind: str, names: Any) -> BeforeValidator:
 
 
 Positive = Annotated[int, Field(ge=1)]
+Gradients = Annotated[int, Field(ge=16)]
+"""Fewer say nothing of a ratio of mean to spread."""
 Counts = Annotated[list[Positive], BeforeValidator(_as_list), Field(min_length=1)]
 Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
 DatasetName = Annotated[str, _known("dataset", DATASETS)]
@@ -82,6 +84,8 @@ class Part(_Model):
     seeds: list[Annotated[int, Field(ge=0)]] | None = None
     stages: Annotated[int, Field(ge=1, le=STAGES)] | None = None
     max_steps: Positive | None = None
+    evaluation: dict[str, Any] = {}
+    """Keys of the scale's evaluation that differ here."""
 
 
 class Evaluation(_Model):
@@ -91,6 +95,7 @@ class Evaluation(_Model):
     test_images: Annotated[int, Field(ge=2)] | None
     train_images: Annotated[int, Field(ge=0)]
     pruned: bool
+    snr_gradients: Gradients | Literal[0] = 0
 
     @field_validator("bound_samples")
     @classmethod
@@ -99,8 +104,21 @@ class Evaluation(_Model):
             raise ValueError("must not exceed num_samples")
         return value
 
+    def changed(self, changes: dict[str, Any]) -> Evaluation:
+        """With other values for some keys; raises pydantic's error where they are wrong."""
+        return Evaluation.model_validate({**self.model_dump(), **changes})
+
     def spec(self) -> EvaluationSpec:
         return EvaluationSpec(**self.model_dump())
+
+
+class Toy(_Model):
+    seed: Annotated[int, Field(ge=0)]
+    samples: Annotated[list[Positive], Field(min_length=1)]
+    gradients: Gradients
+
+    def spec(self) -> ToySpec:
+        return ToySpec(self.seed, tuple(self.samples), self.gradients)
 
 
 class Scale(_Model):
@@ -110,7 +128,23 @@ class Scale(_Model):
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
     evaluation: Evaluation
+    toy: Toy | None = None
     experiments: dict[Name, Part]
+
+    @field_validator("experiments")
+    @classmethod
+    def _evaluations_valid(cls, experiments: dict[str, Part], info: Any) -> dict[str, Part]:
+        scale = info.data.get("evaluation")
+        for name, part in experiments.items():
+            try:
+                _ = scale and scale.changed(part.evaluation)
+            except ValidationError as error:
+                raise ValueError(f"{name}.evaluation.{_describe(error.errors()[0], Evaluation)}") from error
+        return experiments
+
+    def evaluation_spec(self, experiment: str) -> EvaluationSpec:
+        """How the runs of an experiment are evaluated."""
+        return self.evaluation.changed(self.experiments[experiment].evaluation).spec()
 
 
 class Data(_Model):
@@ -160,19 +194,19 @@ def load_params(path: Path) -> Params:
         raise UserError("\n".join(f"{path}: {_describe(detail)}" for detail in error.errors())) from error
 
 
-def _describe(detail: Any) -> str:
+def _describe(detail: Any, root: type[BaseModel] | None = None) -> str:
     # Pydantic adds the branches of a union to the place.
     branches = ("int", "constrained-int", "literal['auto']")
     key = ".".join(str(part) for part in detail["loc"] if part not in branches) or "the file"
     if detail["type"] == "extra_forbidden":
-        return f"{key}: unknown key; allowed here: {', '.join(_model_at(detail['loc'][:-1]).model_fields)}"
+        return f"{key}: unknown key; allowed here: {', '.join(_model_at(detail['loc'][:-1], root).model_fields)}"
     message = detail["msg"].removeprefix("Value error, ")
     return f"{key}: {message}" + ("" if detail["type"] in ("missing", "value_error") else f", not {detail['input']!r}")
 
 
-def _model_at(location: tuple[Any, ...]) -> type[BaseModel]:
-    """The model that describes this place of params.yaml."""
-    annotation: Any = Params
+def _model_at(location: tuple[Any, ...], root: type[BaseModel] | None = None) -> type[BaseModel]:
+    """The model that describes this place of params.yaml, or of the part of it that `root` describes."""
+    annotation: Any = root or Params
     for part in location:
         annotation = _content(annotation)
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

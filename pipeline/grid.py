@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
     """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key."""
 
     def entry(cohort: CohortSpec) -> dict[str, str]:
-        brief = {"scale": cohort.scale, "name": cohort.name, "dataset": cohort.dataset}
+        brief = {"scale": cohort.scale, "experiment": cohort.experiment, "name": cohort.name, "dataset": cohort.dataset}
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
@@ -157,7 +158,11 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         "params_digest": params.digest(),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
-        "evaluations": {name: scale.evaluation.model_dump() for name, scale in params.scales.items()},
+        "evaluations": {
+            name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
+            for name, scale in params.scales.items()
+        },
+        "toys": {name: scale.toy.model_dump() for name, scale in params.scales.items() if scale.toy},
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,
@@ -194,8 +199,8 @@ def load_cohorts(folder: Path) -> dict[str, CohortSpec]:
     return {cohort.key: cohort for cohort in cohorts}
 
 
-def load_evaluation(folder: Path, scale: str) -> EvaluationSpec:
-    return EvaluationSpec(**read_json(folder / "index.json")["evaluations"][scale])
+def load_evaluation(folder: Path, scale: str, experiment: str) -> EvaluationSpec:
+    return EvaluationSpec(**read_json(folder / "index.json")["evaluations"][scale][experiment])
 
 
 def check_in_step(params: Params, folder: Path) -> None:

@@ -30,11 +30,13 @@ class RunResult:
     units removed); `iwae_64`; `elbo`; `log_p_hat` (= -nll); `kl_q_p` (-KL(Q||P) = iwae_64 - log_p_hat); `ess_64`
     (effective sample size of 64 samples divided by 64); `active_units_1` and, with two layers, `active_units_2` by
     Burda's recipe; `active_units_test_1`, `_2` over the whole test set; `train_nll` (the same estimator on training
-    images); `num_samples`; `test_images`. A diverged run has no metrics.
+    images); `num_samples`; `test_images`; where asked for, the gradients' `snr_encoder`, `snr_decoder`, `dsnr_encoder`,
+    `dsnr_decoder`, each with its `_se`, at the end of training and their number `snr_gradients`. A diverged run has no
+    metrics.
 
     `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; `unit_variance_1`, `_2` [units]; `samples` [100, 784] in
     [0, 1]; `history/step`, `history/epoch`, `history/learning_rate`, `history/seconds`, `history/bound`,
-    `history/elbo`, `history/iwae`, `history/reconstruction` [points].
+    `history/elbo`, `history/iwae`, `history/reconstruction` [points]; `snr/step` and `snr/<metric>` [checkpoints].
     """
 
     cohort: str

@@ -99,6 +99,19 @@ class EvaluationSpec:
     """So many training images for `train_nll`; 0 for none."""
     pruned: bool
     """Also estimate the NLL with inactive units removed."""
+    snr_gradients: int = 0
+    """So many gradients at each checkpoint for their signal-to-noise ratio; 0 for none."""
+
+
+@dataclass(frozen=True)
+class ToySpec:
+    """How the gradients of Rainforth's Gaussian model are measured."""
+
+    seed: int
+    samples: tuple[int, ...]
+    """M of VAE, K of IWAE and IWAE-DReG."""
+    gradients: int
+    """Draws of each."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ def main() -> None:
     cohort = load_cohort(COHORTS, parser.parse_args().cohort)
     params = load_params(PARAMS)
     machine = this_machine(params.device, params.workers, params.checkpoint_seconds)
-    spec = load_evaluation(COHORTS, cohort.scale)
+    spec = load_evaluation(COHORTS, cohort.scale, cohort.experiment)
     start = time.monotonic()
     runs = finished_runs(cohort, training_folder(RUNS, cohort.key), store_folder(), spec)
     if forced():

@@ -358,6 +358,6 @@ def test_loading_what_was_written(tmp_path: Path) -> None:
     assert load_cohorts(tmp_path) == cohorts
     key = "small/second-mnist-1L-T5"
     assert load_cohort(tmp_path, key) == cohorts[key]
-    assert load_evaluation(tmp_path, "small") == params.scales["small"].evaluation.spec()
+    assert load_evaluation(tmp_path, "small", "table1") == params.scales["small"].evaluation.spec()
     with pytest.raises(UserError, match=r"unknown cohort 'small/third'; known: small/first-mnist-1L-T1, "):
         load_cohort(tmp_path, "small/third")

@@ -27,6 +27,7 @@ from torch import Tensor
 from pipeline.evaluation.snr import Draw, estimate_snr
 from pipeline.objectives import OBJECTIVES, Weights
 from pipeline.randomness import Randomness
+from pipeline.spec import ToySpec
 
 DIMENSIONS, POINTS = 20, 1024
 Q_VARIANCE, POSTERIOR_VARIANCE = 2 / 3, 1 / 2
@@ -35,6 +36,8 @@ GROUPS = ("b", "A", "encoder", "mu")
 """The encoder's parameters apart and together (b first), and the decoder's."""
 NUMBERS_PER_PASS = {"cpu": 2**22, "cuda": 2**28}
 """Noise that is held at once."""
+FOLDER = "gaussian-toy"
+"""Beside the cohorts' results."""
 KEPT_DRAWS = 1000
 """Gradients of the first b and mu that are kept for histograms (Rainforth's Figure 1)."""
 
@@ -83,7 +86,7 @@ def optimum(x: Tensor) -> Toy:
 
 
 def make_toy(seed: int, dimensions: int = DIMENSIONS, points: int = POINTS, offset: float = OFFSET) -> Toy:
-    """Data from the model with its mean drawn from N(0, I), and parameters `offset` standard deviations off the optimum."""
+    """Data from the model, its mean drawn from N(0, I), and parameters off their optimum by N(0, offset^2)."""
     randomness = Randomness(torch.device("cpu"))
 
     def normal(purpose: str, *shape: int) -> Tensor:
@@ -113,7 +116,8 @@ def weighted_gradients(toy: Toy, weights: Weights, eps: Tensor) -> dict[str, Ten
     """R gradients of the mean over points by group, [R, parameters] each (A row by row).
 
     `weights`: [M, K, R * N] each; `eps`: [R, N, M * K, D]. With s the standard deviation of q,
-    d log w / d z = -2 (z - E[z | x]) + eps / s at fixed q; d log w / d E_q[z] = -eps / s at fixed z; d log w / d mu = z - mu.
+    d log w / d z = -2 (z - E[z | x]) + eps / s at fixed q; d log w / d E_q[z] = -eps / s at fixed z;
+    d log w / d mu = z - mu.
     """
     R, N = eps.shape[:2]
     flat = eps.flatten(0, 1)
@@ -159,7 +163,7 @@ def tilted(toy: Toy, power: int) -> Tilted:
 
 
 def _snr(mean: Tensor, variance: Tensor, by: Tensor | None) -> Tensor:
-    """|sum of means| / sd of the sum of independent points' gradients, [parameters]; `by`: what each is multiplied by."""
+    """|mean| / sd of a sum over independent points, [parameters]; `by`: what each point is multiplied by."""
     if by is None:
         return mean.sum(0).abs() / variance.sum(0).sqrt()
     total, spread = mean.T @ by, variance.T @ by.square()
@@ -251,7 +255,7 @@ def toy_gradients(toy: Toy, T: int, seed: int, device: torch.device) -> Draw:
     def draw(number: int, count: int) -> dict[str, Tensor]:
         eps = randomness.normal((count, points, T, dimensions), seed, f"toy noise {T}", number)
         log_w = log_weights(there, eps).flatten(0, 1).T
-        gradients = {}
+        gradients: dict[str, Tensor] = {}
         for name, sweep in SWEEPS.items():
             weights = OBJECTIVES[sweep.objective].weights(log_w.unflatten(0, sweep.split(T)))
             own = weighted_gradients(there, weights, eps)
@@ -278,35 +282,32 @@ def fitted_slope(
 
 
 def measure_toy(
-    seed: int,
-    samples: tuple[int, ...],
-    draws: int,
-    device: torch.device,
-    toy: Toy | None = None,
-    advance: Callable[[int], None] = lambda gradients: None,
+    spec: ToySpec, device: torch.device, toy: Toy | None = None, advance: Callable[[int], None] = lambda samples: None
 ) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
-    """Every sweep over `samples`, `draws` gradients a point. `advance(gradients)` is called as they are made.
+    """Every sweep of `SWEEPS`. `advance(samples)` is called as samples of all points are drawn.
 
     Metrics, each followed by `/<sweep>/<group>`: `slope`, `slope_se`, `slope_closed_form` (the same fit to the closed
     form) and `slope_limit`; and `gradients`. Arrays: `samples`; and by sweep and group, a row for each of `samples`,
     `<sweep>/<group>/snr` and `snr_closed_form` [parameters], `square`, `square_se` (see `SnrEstimate`), `dsnr` and its
     quartiles [3], `draws` (the first gradients in the first parameter).
     """
-    toy = toy or make_toy(seed)
+    toy = toy or make_toy(spec.seed)
     per_pass = NUMBERS_PER_PASS[device.type]
     rows: dict[str, list[NDArray[Any]]] = {}
-    for T in samples:
+    for T in spec.samples:
         kept: dict[str, list[Tensor]] = {}
-        source = toy_gradients(toy, T, seed, device)
+        source = toy_gradients(toy, T, spec.seed, device)
 
-        def draw(number: int, count: int, source: Draw = source, kept: dict[str, list[Tensor]] = kept) -> dict[str, Tensor]:
+        def draw(
+            number: int, count: int, T: int = T, source: Draw = source, kept: dict[str, list[Tensor]] = kept
+        ) -> dict[str, Tensor]:
             gradients = source(number, count)
             for key, values in gradients.items():
                 kept.setdefault(key, []).append(values[:, 0].cpu())
-            advance(count)
+            advance(count * T)
             return gradients
 
-        found = estimate_snr(draw, draws, max(1, per_pass // (toy.x.numel() * T)))
+        found = estimate_snr(draw, spec.gradients, max(1, per_pass // (toy.x.numel() * T)))
         for name, sweep in SWEEPS.items():
             for group, closed_form in sweep.snr(toy, T).items():
                 key = f"{name}/{group}"
@@ -322,8 +323,8 @@ def measure_toy(
                 for part, value in values.items():
                     rows.setdefault(f"{key}/{part}", []).append(value)
     arrays = {key: np.stack(values) for key, values in rows.items()}
-    sizes = np.array(samples, dtype=np.float64)
-    metrics: dict[str, float] = {"gradients": float(draws)}
+    sizes = np.array(spec.samples, dtype=np.float64)
+    metrics: dict[str, float] = {"gradients": float(spec.gradients)}
     for name, sweep in SWEEPS.items():
         for group in GROUPS:
             key = f"{name}/{group}"
@@ -332,4 +333,4 @@ def measure_toy(
             metrics |= {f"slope/{key}": slope, f"slope_se/{key}": error}
             metrics[f"slope_closed_form/{key}"] = fitted_slope(sizes, closed, np.zeros_like(closed))[0]
             metrics[f"slope_limit/{key}"] = sweep.slope(group)
-    return metrics, arrays | {"samples": np.array(samples)}
+    return metrics, arrays | {"samples": np.array(spec.samples)}

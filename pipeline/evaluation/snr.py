@@ -215,7 +215,9 @@ def network_gradients(flat: Tensor, run: RunSpec, images: Tensor, seed: int) -> 
         layers = [layer.name for layer in network(run.latent)]
 
         def rows(side: str) -> Tensor:
-            parts = [part[name] for name in layers if name.startswith(side) for part in (gradient.weight, gradient.bias)]
+            parts = [
+                part[name] for name in layers if name.startswith(side) for part in (gradient.weight, gradient.bias)
+            ]
             return torch.cat([part.flatten(1) for part in parts], dim=1)
 
         return {"encoder": rows("q"), "decoder": rows("p")}
