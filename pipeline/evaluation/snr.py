@@ -96,7 +96,8 @@ def directional_ratio(draws: Tensor, direction: Tensor) -> Tensor:
     values = draws.double()
     parallel = values @ direction
     orthogonal = values - parallel.unsqueeze(1) * direction
-    return parallel.abs() / orthogonal.norm(dim=1)
+    length: Tensor = torch.linalg.vector_norm(orthogonal, dim=1)
+    return parallel.abs() / length
 
 
 def random_dsnr(parameters: int) -> float:
@@ -161,7 +162,7 @@ def _passes(draws: int, per_pass: int) -> Iterator[tuple[int, int]]:
 def estimate_snr(
     draw: Draw, draws: int, per_pass: int, between_passes: Callable[[], None] = lambda: None
 ) -> dict[str, SnrEstimate]:
-    """SNR and DSNR by parameter group, from `draws` (at least `SMALLEST`) gradients, no more than `per_pass` at once."""
+    """SNR and DSNR by parameter group, from `draws` (`SMALLEST` or more) gradients, at most `per_pass` at once."""
     assert draws >= SMALLEST, f"{draws} gradients asked for, at least {SMALLEST} are needed"
     blocks: dict[str, list[Moments]] = {}
     ratios: dict[str, list[Tensor]] = {}
@@ -215,10 +216,9 @@ def network_gradients(flat: Tensor, run: RunSpec, images: Tensor, seed: int) -> 
         layers = [layer.name for layer in network(run.latent)]
 
         def rows(side: str) -> Tensor:
-            parts = [
-                part[name] for name in layers if name.startswith(side) for part in (gradient.weight, gradient.bias)
-            ]
-            return torch.cat([part.flatten(1) for part in parts], dim=1)
+            own = [name for name in layers if name.startswith(side)]
+            parts = [part[name].flatten(1) for name in own for part in (gradient.weight, gradient.bias)]
+            return torch.cat(parts, dim=1)
 
         return {"encoder": rows("q"), "decoder": rows("p")}
 
