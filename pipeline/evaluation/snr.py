@@ -61,6 +61,13 @@ class Moments:
         squares = self.squares + other.squares + shift.square() * (self.count * other.count / count)
         return Moments(count, mean, squares)
 
+    def without(self, part: Moments) -> Moments:
+        """The moments of the rest of a stream that `part` was merged into."""
+        count = self.count - part.count
+        mean = self.mean + (self.mean - part.mean) * (part.count / count)
+        squares = self.squares - part.squares - (mean - part.mean).square() * (part.count * count / self.count)
+        return Moments(count, mean, squares)
+
     @property
     def variance(self) -> Tensor:
         """Of one draw, unbiased (ddof 1)."""
@@ -94,10 +101,8 @@ def mean_square_snr(moments: Moments) -> float:
 def directional_ratio(draws: Tensor, direction: Tensor) -> Tensor:
     """|g_parallel| / |g_orthogonal| of every draw, [R]. `draws`: [R, parameters]; `direction`: [parameters], unit."""
     values = draws.double()
-    parallel = values @ direction
-    orthogonal = values - parallel.unsqueeze(1) * direction
-    length: Tensor = torch.linalg.vector_norm(orthogonal, dim=1)
-    return parallel.abs() / length
+    parallel = (values @ direction).abs()
+    return parallel / (values.square().sum(1) - parallel.square()).sqrt()
 
 
 def random_dsnr(parameters: int) -> float:
@@ -140,11 +145,11 @@ class SnrEstimate:
         return float(self.ratios.std() / np.sqrt(len(self.ratios)))
 
 
-def jackknife(statistic: Callable[[Moments], float], blocks: list[Moments]) -> float:
-    """Standard error of a statistic of all blocks merged, from leaving one block out at a time."""
-    left_out = [reduce(Moments.merged, blocks[:i] + blocks[i + 1 :]) for i in range(len(blocks))]
-    values = np.array([statistic(moments) for moments in left_out])
-    return float(np.sqrt((len(values) - 1) * values.var()))
+def jackknife(statistics: list[Callable[[Moments], float]], whole: Moments, blocks: list[Moments]) -> list[float]:
+    """Standard errors of statistics of the whole stream, from leaving one of its blocks out at a time."""
+    left_out = (whole.without(block) for block in blocks)
+    values = np.array([[statistic(moments) for statistic in statistics] for moments in left_out])
+    return [float(error) for error in np.sqrt((len(blocks) - 1) * values.var(axis=0))]
 
 
 def mean_snr(moments: Moments) -> float:
@@ -185,12 +190,13 @@ def estimate_snr(
 
 def _estimate(blocks: list[Moments], ratios: Tensor) -> SnrEstimate:
     moments = reduce(Moments.merged, blocks)
+    snr_se, square_se = jackknife([mean_snr, mean_square_snr], moments, blocks)
     return SnrEstimate(
         per_parameter=parameter_snr(moments).cpu(),
         snr=mean_snr(moments),
-        snr_se=jackknife(mean_snr, blocks),
+        snr_se=snr_se,
         square=mean_square_snr(moments),
-        square_se=jackknife(mean_square_snr, blocks),
+        square_se=square_se,
         ratios=ratios.cpu(),
     )
 
