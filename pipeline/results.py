@@ -20,6 +20,8 @@ from pipeline.spec import RunSpec
 
 RUNS, METRICS, ARRAYS = "runs.json", "metrics.json", "arrays.npz"
 SAMPLES = "samples"
+TOY = "gaussian-toy"
+"""Folder of the Gaussian toy's numbers, beside those of the cohorts."""
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from pipeline.config import load_params
 from pipeline.console import ProgressMeter
 from pipeline.device import resolve_device
 from pipeline.errors import UserError
-from pipeline.evaluation.gaussian_toy import FOLDER, measure_toy
+from pipeline.evaluation.gaussian_toy import measure_toy
 from pipeline.files import atomic_path, write_json
 from pipeline.grid import PARAMS
 from pipeline.memory import keep_freed_memory
-from pipeline.results import ARRAYS, METRICS
+from pipeline.results import ARRAYS, METRICS, TOY
 from stages import run_stage
 
 
@@ -38,7 +38,7 @@ def main() -> None:
         metrics, arrays = measure_toy(spec, resolve_device(params.device), advance=meter.advance)
     finally:
         meter.close()
-    folder = Path("reports") / scale / "results" / FOLDER
+    folder = Path("reports") / scale / "results" / TOY
     with atomic_path(folder / ARRAYS) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_json(folder / METRICS, metrics)

@@ -36,8 +36,6 @@ GROUPS = ("b", "A", "encoder", "mu")
 """The encoder's parameters apart and together (b first), and the decoder's."""
 NUMBERS_PER_PASS = {"cpu": 2**22, "cuda": 2**28}
 """Noise that is held at once."""
-FOLDER = "gaussian-toy"
-"""Beside the cohorts' results."""
 KEPT_DRAWS = 1000
 """Gradients of the first b and mu that are kept for histograms (Rainforth's Figure 1)."""
 

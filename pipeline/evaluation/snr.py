@@ -77,14 +77,9 @@ class Moments:
 def parameter_snr(moments: Moments) -> Tensor:
     """|mean| / sd of every parameter; NaN for those whose gradient never changes (a pixel that is off in all images).
 
-    Where the true ratio is 0 its expectation is still `noise_floor(count)`.
+    Where the true ratio is 0 its expectation is still sqrt(2 / (pi count)).
     """
     return torch.where(moments.variance > 0, moments.mean.abs() / moments.variance.sqrt(), torch.nan)
-
-
-def noise_floor(draws: int) -> float:
-    """What |mean| / sd of pure noise comes to on average: sqrt(2 / (pi draws))."""
-    return float(np.sqrt(2 / (np.pi * draws)))
 
 
 def mean_square_snr(moments: Moments) -> float:
@@ -103,16 +98,6 @@ def directional_ratio(draws: Tensor, direction: Tensor) -> Tensor:
     values = draws.double()
     parallel = (values @ direction).abs()
     return parallel / (values.square().sum(1) - parallel.square()).sqrt()
-
-
-def random_dsnr(parameters: int) -> float:
-    """DSNR of a vector of independent unit Gaussians to any fixed direction, the reference of Rainforth's Figure 3.
-
-    E|N| * E[1 / chi_(parameters - 1)]; needs three parameters.
-    """
-    below = parameters - 1
-    log_inverse_chi = torch.special.gammaln(torch.tensor([(below - 1) / 2, below / 2], dtype=torch.float64))
-    return float(np.sqrt(2 / np.pi) * torch.exp(log_inverse_chi[0] - log_inverse_chi[1]) / np.sqrt(2))
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,11 @@ from markupsafe import Markup
 
 from pipeline.files import atomic_path, write_text
 from pipeline.reporting import render
+from pipeline.reporting.ais import ais_tables
 from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, gather
-from pipeline.reporting.claims import FAILS, FAMILIES, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
+from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
 from pipeline.reporting.figures import Figure, all_figures
+from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
 from pipeline.reporting.tables import Table, all_tables
 from pipeline.results import RunResult
 
@@ -61,9 +63,10 @@ def build_report(results: list[RunResult], scale: str, folder: Path) -> Path:
     Equal results give equal bytes. Returns the page's path.
     """
     cells = gather(results)
-    decided = decide_claims(cells, scale)
-    tables = all_tables(results, cells, decided, scale)
-    sections = all_figures(results, cells, decided)
+    toy = load_toy(folder / "results")
+    decided = [*decide_claims(cells, scale), *gradient_claims(cells, toy, scale)]
+    tables = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
+    sections = all_figures(results, cells, decided) | {"gradients": gradient_figures(cells, toy)}
     for name in ("tables", "figures"):
         shutil.rmtree(folder / name, ignore_errors=True)
         (folder / name).mkdir(parents=True)
@@ -139,12 +142,13 @@ def select_rows(table: Table, rows: list[int]) -> Table:
 
 def families(decided: list[ClaimResult]) -> list[Family]:
     """Per kind of claim how many hold, do not hold, and so on; kinds of decision that do not occur are left out."""
-    counts = {name: Counter(r.decision for r in decided if r.family == name) for name in FAMILIES}
+    rules = {result.family: result.rule for result in decided}
+    counts = {name: Counter(r.decision for r in decided if r.family == name) for name in rules}
     return [
         Family(
             name, rule, tuple((decision, counts[name][decision]) for decision in DECISIONS if counts[name][decision])
         )
-        for name, rule in FAMILIES.items()
+        for name, rule in rules.items()
     ]
 
 
