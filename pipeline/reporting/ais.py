@@ -41,8 +41,8 @@ def ais_tables(results: Path) -> list[Table]:
     how = found[0]["how"]
     caption = (
         f"NLL in nats of evenly spaced test images: the estimate of {how['num_samples']:,} importance samples from the "
-        "encoder beside annealed importance sampling, which does not use the encoder. Both are upper bounds of the NLL on "
-        "average, so their difference (± over images) is what the estimate is off by at least. On images simulated from "
-        "the model the reverse chain bounds the NLL from below: the truth lies between it and AIS."
+        "encoder beside annealed importance sampling, which does not use the encoder. Both are upper bounds of the "
+        "NLL on average, so their difference (± over images) is what the estimate is off by at least. On images "
+        "simulated from the model the reverse chain bounds the NLL from below: the truth lies between it and AIS."
     )
     return [Table("ais", "A second opinion on NLL", caption, data, display, tuple(data["cohort"]))]

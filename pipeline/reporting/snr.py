@@ -42,7 +42,8 @@ DECODER_RATIO = "Gradient SNR: tighter bounds help the decoder (T = 64)"
 _TEST = f"Holds when effect − {Z} u > 0, does not hold when effect + {Z} u < 0, undecided otherwise."
 RULES = {
     SLOPES: "effect = slope of the log of the root-mean-square SNR in log K over the upper half of the logarithmic "
-    f"axis, signed as the claim says; the paper's is the limit for large K; u by jackknife over gradient draws. {_TEST}",
+    "axis, signed as the claim says; the paper's is the limit for large K; u by jackknife over gradient draws. "
+    f"{_TEST}",
     RATIOS: "effect = logarithm of the ratio of mean encoder SNRs at the end of training, the looser bound's over "
     f"IWAE(1, 64)'s; u by jackknife over gradient draws and, with several seeds, their spread / √n. {_TEST}",
     DECODER_RATIO: "effect = logarithm of the ratio of mean decoder SNRs, IWAE(1, 64)'s over VAE(64, 1)'s; u as for "
@@ -117,11 +118,11 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
         axes[0].set_ylim(bottom / 4, top * 25)
         draws = toy.metrics["gradients"]
         caption = (
-            f"Solid: root mean square over the parameters of a group with 95 % intervals, from {draws:,.0f} gradients a "
-            f"point; thin: single parameters (|mean| / sd, which noise keeps above {noise_floor(draws):.3f} on average; of "
-            f"A the first {SHOWN_DIMENSIONS}). Dashed: closed form, exact in M and for large K (Rainforth's Theorem 1 with "
-            "its constants). In the legends: the slope fitted to the upper half of the axis (in brackets that of the "
-            "closed form), and its limit, which is the paper's ±1/2."
+            f"Solid: root mean square over the parameters of a group with 95 % intervals, from {draws:,.0f} gradients "
+            f"a point; thin: single parameters (|mean| / sd, which noise keeps above {noise_floor(draws):.3f} on "
+            f"average; of A the first {SHOWN_DIMENSIONS}). Dashed: closed form, exact in M and for large K "
+            "(Rainforth's Theorem 1 with its constants). In the legends: the slope fitted to the upper half of the "
+            "axis (in brackets that of the closed form), and its limit, which is the paper's ±1/2."
         )
         return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
@@ -337,9 +338,9 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
             ax.set_ylabel("SNR or DSNR")
         caption = (
             "Each run's own estimator at its initial weights, the ends of its stages and its final weights, on one "
-            "batch of 20 training images that stays; bars: 95 % over gradient draws and seeds. At update 0 all five stand "
-            "at the same weights. Hollow: the paper's encoder SNR, read off its plot; we do not know how it chose images "
-            "or averaged over parameters."
+            "batch of 20 training images that stays; bars: 95 % over gradient draws and seeds. At update 0 all five "
+            "stand at the same weights. Hollow: the paper's encoder SNR, read off its plot; we do not know how it "
+            "chose images or averaged over parameters."
         )
         return _finish(canvas, name, title, caption, data)
 
