@@ -267,11 +267,26 @@ def test_index_splits_cohorts_by_whether_they_continue(committed: Params) -> Non
     assert all(entry["continues"] in value["every"] for entry in value["continued"].values())
     assert value["continued"]["paper/burda-table2-mnist-1L-T50"] == {
         "scale": "paper",
+        "experiment": "burda-table2",
         "name": "burda-table2-mnist-1L-T50",
         "dataset": "mnist",
         "continues": "paper/burda-table1-mnist-1L-T1",
     }
     assert set(value["datasets"]) == {cohort.dataset for cohort in cohorts.values()}
+
+
+def test_index_has_the_evaluation_of_every_experiment(committed: Params) -> None:
+    evaluations = index(committed, build_cohorts(committed))["evaluations"]
+    assert {name: set(own) for name, own in evaluations.items()} == {
+        name: set(scale.experiments) for name, scale in committed.scales.items()
+    }
+    assert evaluations["quick"]["burda-table1"]["snr_gradients"] == 0
+    assert evaluations["quick"]["rainforth-table1"]["snr_gradients"] > 0
+
+
+def test_index_has_the_toys_of_the_scales_that_have_one(committed: Params) -> None:
+    assert set(index(committed, build_cohorts(committed))["toys"]) == {"quick", "paper"}
+    assert index(small(), build_cohorts(small()))["toys"] == {}
 
 
 def test_index_has_only_the_datasets_in_use() -> None:
@@ -283,8 +298,10 @@ def test_graph_is_small_and_its_keys_are_plain(committed: Params) -> None:
     value = index(committed, build_cohorts(committed))
     # DVC reads a dot in a key as a step into it.
     assert not [key for key in value["every"] if "." in key]
-    # check; download and binarize; train (or continue) and evaluate; report and track.
-    stages = 1 + 2 * len(value["datasets"]) + 2 * len(value["every"]) + 2 * len(value["scale_names"])
+    # check; download and binarize; train (or continue) and evaluate; toy; report and track.
+    stages = (
+        1 + 2 * len(value["datasets"]) + 2 * len(value["every"]) + len(value["toys"]) + 2 * len(value["scale_names"])
+    )
     assert stages < 100
 
 
@@ -358,6 +375,6 @@ def test_loading_what_was_written(tmp_path: Path) -> None:
     assert load_cohorts(tmp_path) == cohorts
     key = "small/second-mnist-1L-T5"
     assert load_cohort(tmp_path, key) == cohorts[key]
-    assert load_evaluation(tmp_path, "small", "table1") == params.scales["small"].evaluation.spec()
+    assert load_evaluation(tmp_path, "small", "first") == params.scales["small"].evaluation.spec()
     with pytest.raises(UserError, match=r"unknown cohort 'small/third'; known: small/first-mnist-1L-T1, "):
         load_cohort(tmp_path, "small/third")
