@@ -15,7 +15,7 @@ from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
 from pipeline.protocol import PROTOCOLS, check_changes
 from pipeline.schedule import STAGES
-from pipeline.spec import EvaluationSpec
+from pipeline.spec import EvaluationSpec, ToySpec
 
 
 class _Model(BaseModel):
@@ -36,6 +36,8 @@ def _known(kind: str, names: Any) -> BeforeValidator:
 
 
 Positive = Annotated[int, Field(ge=1)]
+Gradients = Annotated[int, Field(ge=16)]
+"""Fewer say nothing of a ratio of mean to spread."""
 Counts = Annotated[list[Positive], BeforeValidator(_as_list), Field(min_length=1)]
 Numbers = Annotated[list[float], BeforeValidator(_as_list), Field(min_length=1)]
 DatasetName = Annotated[str, _known("dataset", DATASETS)]
@@ -127,6 +129,7 @@ class Evaluation(_Model):
     train_images: Annotated[int, Field(ge=0)]
     pruned: bool
     diagnostic_images: Annotated[int, Field(ge=0)]
+    snr_gradients: Gradients | Literal[0] = 0
 
     @field_validator("bound_samples")
     @classmethod
@@ -143,6 +146,15 @@ class Evaluation(_Model):
         return EvaluationSpec(**self.model_dump())
 
 
+class Toy(_Model):
+    seed: Annotated[int, Field(ge=0)]
+    samples: Annotated[list[Positive], Field(min_length=1)]
+    gradients: Gradients
+
+    def spec(self) -> ToySpec:
+        return ToySpec(self.seed, tuple(self.samples), self.gradients)
+
+
 class Scale(_Model):
     protocol: ProtocolName
     precision: Literal["float32", "tf32", "bfloat16", "float64"]
@@ -150,6 +162,7 @@ class Scale(_Model):
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
     evaluation: Evaluation
+    toy: Toy | None = None
     experiments: dict[Name, Part]
 
     @field_validator("experiments")

@@ -233,6 +233,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
             name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
             for name, scale in params.scales.items()
         },
+        "toys": {name: scale.toy.model_dump() for name, scale in params.scales.items() if scale.toy},
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,

@@ -21,6 +21,8 @@ from pipeline.spec import RunSpec
 
 RUNS, METRICS, ARRAYS = "runs.json", "metrics.json", "arrays.npz"
 SAMPLES = "samples"
+TOY = "gaussian-toy"
+"""Folder of the Gaussian toy's numbers, beside those of the cohorts."""
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,20 @@ class RunResult:
     images) and `train_nll_se`; `log_q_sd` (log standard deviation of q(h1|x), mean over active units and images);
     `decoded_sd` (spread of decoded pixel means over q's samples); `digit_changes` (share of decoded samples in which
     the reader sees another digit than in their image, where it reads that rightly) and `digit_reader_accuracy`;
-    `num_samples`; `test_images`. A diverged run has no metrics.
+    `num_samples`; `test_images`; where asked for, the gradients' `snr_encoder`, `snr_decoder`, `dsnr_encoder`,
+    `dsnr_decoder`, each with its `_se`, at the end of training and their number `snr_gradients`. A diverged run has no
+    metrics.
 
     `arrays`: `log_p_hat`, `iwae_64`, `ess_64` [test images]; of up to 100 test images `bound_gaps` (log_p_hat
     minus the bound with K = 1, 2, 4, ... samples) [images, K] and `relative_variance` of the weights [images];
     `unit_variance_1`, `_2` [units]; `samples` [100, 784] in [0, 1]; `history/step`, `history/epoch`,
     `history/learning_rate`, `history/seconds`, `history/bound`, `history/elbo`, `history/iwae`,
-    `history/reconstruction` [points]. For the diagnostic images `spread/log_q_sd`, `spread/decoded_sd`,
-    `digits/label`, `digits/image` [images], `digits/decoded` [images, samples]; ten pictures in grey levels 0 to 255:
-    `pictures/x`, `pictures/reconstruction` [10, 784], `pictures/decoded` [10, samples, 784], `pictures/label` [10],
-    `pictures/digits` [10, samples]. Where h is 2-D `latent/mean` [images, 2], `latent/label` [images], and the fields
-    of `pipeline.evaluation.posterior.PosteriorGrid` as `posterior/<field>`. Digits exist where there are labels.
+    `history/reconstruction` [points]; `snr/step` and `snr/<metric>` [checkpoints]. For the diagnostic images
+    `spread/log_q_sd`, `spread/decoded_sd`, `digits/label`, `digits/image` [images], `digits/decoded` [images, samples];
+    ten pictures in grey levels 0 to 255: `pictures/x`, `pictures/reconstruction` [10, 784], `pictures/decoded` [10,
+    samples, 784], `pictures/label` [10], `pictures/digits` [10, samples]. Where h is 2-D `latent/mean` [images, 2],
+    `latent/label` [images], and the fields of `pipeline.evaluation.posterior.PosteriorGrid` as `posterior/<field>`.
+    Digits exist where there are labels.
     """
 
     cohort: str

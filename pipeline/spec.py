@@ -101,6 +101,19 @@ class EvaluationSpec:
     """Also estimate the NLL with inactive units removed."""
     diagnostic_images: int = 0
     """So many test images, evenly spaced, to measure q's spread and read decoded digits on; 0 for no diagnostics."""
+    snr_gradients: int = 0
+    """So many gradients at each checkpoint for their signal-to-noise ratio; 0 for none."""
+
+
+@dataclass(frozen=True)
+class ToySpec:
+    """How the gradients of Rainforth's Gaussian model are measured."""
+
+    seed: int
+    samples: tuple[int, ...]
+    """M of VAE, K of IWAE and IWAE-DReG."""
+    gradients: int
+    """Draws of each."""
 
 
 @dataclass(frozen=True)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from pipeline.config import Params, load_params
+from pipeline.config import Params, Toy, load_params
 from pipeline.errors import UserError
+from pipeline.spec import ToySpec
 from tests.conftest import ROOT
 
 SMALL: dict[str, Any] = {
@@ -100,6 +102,37 @@ def test_small_parameters_load(tmp_path: Path) -> None:
     assert params.scales["small"].evaluation.spec().num_samples == 130
 
 
+def test_an_experiment_changes_single_keys_of_the_evaluation() -> None:
+    scale = small("scales.small.experiments.second.evaluation", {"snr_gradients": 20, "test_images": None}).scales[
+        "small"
+    ]
+    plain = scale.evaluation.spec()
+    assert scale.evaluation_spec("first") == plain
+    assert scale.evaluation_spec("second") == replace(plain, snr_gradients=20, test_images=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"smaples": 3}, "smaples: unknown key; allowed here: seed, num_samples, bound_samples"),
+        ({"snr_gradients": 5}, "snr_gradients: Input should be"),
+        ({"num_samples": 10}, "bound_samples: must not exceed num_samples"),
+    ],
+)
+def test_wrong_evaluation_of_an_experiment(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = written(tmp_path, changed("scales.small.experiments.second.evaluation", changes))
+    with pytest.raises(UserError) as caught:
+        load_params(path)
+    assert str(caught.value).startswith(f"{path}: scales.small.experiments: second.evaluation.{message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_toy_of_a_scale() -> None:
+    toy = {"seed": 3, "samples": [1, 8], "gradients": 16}
+    assert small("scales.small.toy", toy).scales["small"].toy == Toy(**toy)
+    assert Toy(**toy).spec() == ToySpec(3, (1, 8), 16)
+
+
 @pytest.mark.parametrize(
     ("place", "allowed"),
     [
@@ -112,10 +145,10 @@ def test_small_parameters_load(tmp_path: Path) -> None:
             "experiments.second.schedule.0.",
             "epochs, learning_rate",
         ),
-        ("scales.small.", "protocol, precision, seeds, stages, max_steps, evaluation, experiments"),
+        ("scales.small.", "protocol, precision, seeds, stages, max_steps, evaluation, toy, experiments"),
         (
             "scales.small.evaluation.",
-            "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images",
+            "seed, num_samples, bound_samples, test_images, train_images, pruned, diagnostic_images, snr_gradients",
         ),
         ("scales.small.experiments.first.", "datasets, layers, T, protocol, seeds, stages, max_steps, evaluation"),
     ],

@@ -439,6 +439,20 @@ def test_index_splits_cohorts_by_whether_they_continue(committed: Params) -> Non
     assert set(value["datasets"]) == {cohort.dataset for cohort in cohorts.values()}
 
 
+def test_index_has_the_evaluation_of_every_experiment(committed: Params) -> None:
+    evaluations = index(committed, build_cohorts(committed))["evaluations"]
+    assert {name: set(own) for name, own in evaluations.items()} == {
+        name: set(scale.experiments) for name, scale in committed.scales.items()
+    }
+    assert evaluations["quick"]["burda-table1"]["snr_gradients"] == 0
+    assert evaluations["quick"]["rainforth-table1"]["snr_gradients"] > 0
+
+
+def test_index_has_the_toys_of_the_scales_that_have_one(committed: Params) -> None:
+    assert set(index(committed, build_cohorts(committed))["toys"]) == {"quick", "paper"}
+    assert index(small(), build_cohorts(small()))["toys"] == {}
+
+
 def test_index_has_only_the_datasets_in_use() -> None:
     params = small()
     assert index(params, build_cohorts(params))["datasets"] == ["mnist"]
@@ -448,8 +462,10 @@ def test_graph_is_small_and_its_keys_are_plain(committed: Params) -> None:
     value = index(committed, build_cohorts(committed))
     # DVC reads a dot in a key as a step into it.
     assert not [key for key in value["every"] if "." in key]
-    # check; download and binarize; train (or continue) and evaluate; report and track.
-    stages = 1 + 2 * len(value["datasets"]) + 2 * len(value["every"]) + 2 * len(value["scale_names"])
+    # check; download and binarize; train (or continue) and evaluate; toy; report and track.
+    stages = (
+        1 + 2 * len(value["datasets"]) + 2 * len(value["every"]) + len(value["toys"]) + 2 * len(value["scale_names"])
+    )
     # DVC looks at each of them before it does anything: 2 s of CPU time at 109 stages when nothing is to be done.
     assert stages < 150
 

@@ -20,10 +20,11 @@ from pipeline.evaluation.classifier import DigitReader
 from pipeline.evaluation.likelihood import Likelihoods, likelihoods, model_log_weights
 from pipeline.evaluation.posterior import decoded_samples, measure_spread, posterior_grid, reconstructions
 from pipeline.evaluation.samples import draw_samples
+from pipeline.evaluation.snr import run_snr
 from pipeline.files import atomic_path, write_json
 from pipeline.models.networks import Parameters
 from pipeline.randomness import Randomness
-from pipeline.spec import EvaluationSpec, RunSpec
+from pipeline.spec import BATCH_SIZE, EvaluationSpec, RunSpec
 from pipeline.training.state import WEIGHTS, read_weights
 
 SAMPLE_COUNT = 100
@@ -194,6 +195,19 @@ def _grey(images: Tensor) -> NDArray[np.uint8]:
     return (torch.round(GREY_LEVELS * images) * (255 // GREY_LEVELS)).to(torch.uint8).cpu().numpy()
 
 
+def gradient_snr(
+    run_folder: Path,
+    run: RunSpec,
+    spec: EvaluationSpec,
+    train_images: NDArray[np.uint8],
+    device: torch.device,
+    between_passes: Callable[[], None],
+) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+    """`run_snr` on one batch of training images, evenly spaced and binarized once, the same for all runs."""
+    batch = binarize_once(train_images[evenly_spaced(run.train_images, BATCH_SIZE)], spec.seed, "gradient snr")
+    return run_snr(run_folder, run, spec.snr_gradients, batch.to(device), train_images, spec.seed, between_passes)
+
+
 def _mean(values: NDArray[np.float32]) -> float:
     return float(values.mean(dtype=np.float64))
 
@@ -219,6 +233,9 @@ def evaluate_run(
     start = time.monotonic()
     flat = read_weights(run_folder / WEIGHTS, run.latent).to(device)
     metrics, arrays = evaluate_weights(flat, run, spec, train_images, test_bits, between_passes, labels)
+    if spec.snr_gradients:
+        of_gradients = gradient_snr(run_folder, run, spec, train_images, device, between_passes)
+        metrics, arrays = metrics | of_gradients[0], arrays | of_gradients[1]
     measured = {
         "wall_s": round(time.monotonic() - start, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -383,37 +383,73 @@ def place_name(place: Place) -> str:
     return f"{place.experiment} {dataset_name(place.dataset)} {layers_name(place.layers)} {setting}"
 
 
-def decide_claims(cells: Cells, scale: str) -> list[ClaimResult]:
-    """Every claim with its effect, the paper's effect, its rule and its decision, family by family."""
-    results = []
-    order = list(FAMILIES)
-    stated = [*burda_claims(cells), *drift_claims(cells), *rainforth_claims(cells), *posterior_claims(cells)]
-    stated.sort(key=lambda claim: order.index(claim.family))
-    effects = {i: effect for i, claim in enumerate(stated) if (effect := contrast(claim.terms, claim.metric))}
+@dataclass(frozen=True)
+class Measured:
+    """A claim with its effect, before it is judged; fields as of `ClaimResult`."""
+
+    family: str
+    statement: str
+    unit: str
+    effect: Effect | None
+    paper_effect: float | None
+    paper_verified: bool
+    rule: str
+    missing: str
+    candidates: int = 1
+    """As of `Claim`."""
+
+
+def judge(measured: Sequence[Measured], scale: str) -> list[ClaimResult]:
+    """Decide claims in their order: at `ALPHA` over each family by Holm's procedure."""
+    effects = {i: claim.effect for i, claim in enumerate(measured) if claim.effect is not None}
     errors = dict(zip(effects, error_distributions(list(effects.values())), strict=True))
-    p_values = {i: min(1.0, stated[i].candidates * errors[i].p_value(effects[i].value)) for i in effects}
+    p_values = {i: min(1.0, measured[i].candidates * errors[i].p_value(effects[i].value)) for i in effects}
     levels: dict[int, float] = {}
-    for family in FAMILIES:
-        own = [i for i in effects if stated[i].family == family]
+    for family in dict.fromkeys(claim.family for claim in measured):
+        own = [i for i in effects if measured[i].family == family]
         levels |= dict(zip(own, holm_levels([p_values[i] for i in own], ALPHA), strict=True))
-    for i, claim in enumerate(stated):
-        effect = effects.get(i)
+    results = []
+    for i, claim in enumerate(measured):
+        effect = claim.effect
         low, high = errors[i].interval(effect.value, levels[i] / claim.candidates) if effect else (np.nan, np.nan)
-        missing = [] if effect else [t for t in claim.terms if estimate(t.cell, claim.metric) is None]
         results.append(
             ClaimResult(
                 family=claim.family,
                 statement=claim.statement,
-                unit=UNITS_OF.get(claim.metric, "nats"),
+                unit=claim.unit,
                 effect=effect,
                 p_value=p_values.get(i),
                 low=low if effect else None,
                 high=high if effect else None,
                 paper_effect=claim.paper_effect,
                 paper_verified=claim.paper_verified,
-                rule=FAMILIES[claim.family],
+                rule=claim.rule,
                 decision=decide(effect, low, high, scale),
-                missing="; ".join(f"{place_name(t.place)} {'diverged' if t.cell else 'not run'}" for t in missing),
+                missing=claim.missing,
             )
         )
     return results
+
+
+def _measure(claim: Claim) -> Measured:
+    effect = contrast(claim.terms, claim.metric)
+    missing = [] if effect else [t for t in claim.terms if estimate(t.cell, claim.metric) is None]
+    return Measured(
+        family=claim.family,
+        statement=claim.statement,
+        unit=UNITS_OF.get(claim.metric, "nats"),
+        effect=effect,
+        paper_effect=claim.paper_effect,
+        paper_verified=claim.paper_verified,
+        rule=FAMILIES[claim.family],
+        missing="; ".join(f"{place_name(t.place)} {'diverged' if t.cell else 'not run'}" for t in missing),
+        candidates=claim.candidates,
+    )
+
+
+def decide_claims(cells: Cells, scale: str) -> list[ClaimResult]:
+    """Every claim with its effect, the paper's effect, its rule and its decision, family by family."""
+    order = list(FAMILIES)
+    stated = [*burda_claims(cells), *drift_claims(cells), *rainforth_claims(cells), *posterior_claims(cells)]
+    stated.sort(key=lambda claim: order.index(claim.family))
+    return judge([_measure(claim) for claim in stated], scale)

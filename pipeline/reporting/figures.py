@@ -61,6 +61,13 @@ BURDA_KS = (1, 5, 50)
 BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective")
 THRESHOLD = 0.01
 """A unit is active when the variance of its posterior mean over images is above this (Burda)."""
+UNITS = {
+    "nats": "effect in nats",
+    "units": "effect in active units",
+    "slope": "slope of log SNR in log K, signed as the claim says",
+    "ln ratio": "logarithm of a ratio of SNRs",
+}
+"""Of a claim's effect -> the axis of its panel."""
 CURVE_POINTS = 80
 MONTAGE = 5
 """Samples of a model are shown as a square of so many by so many."""
@@ -140,13 +147,13 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
             "paper_verified": [result.paper_verified for result in known],
         }
     )
-    units = [unit for unit in ("nats", "units", "%") if (data["unit"] == unit).any()]
+    units = [unit for unit in UNITS if (data["unit"] == unit).any()]
     heights = [(data["unit"] == unit).sum() + data.loc[data["unit"] == unit, "family"].nunique() for unit in units]
     with _canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
         axes = canvas.subplots(len(units), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
-            ax.set_xlabel({"nats": "effect in nats", "units": "effect in active units"}.get(unit, f"effect in {unit}"))
+            ax.set_xlabel(UNITS[unit])
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         caption = (

@@ -16,9 +16,11 @@ from markupsafe import Markup
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
 from pipeline.reporting import provenance, render
+from pipeline.reporting.ais import ais_tables
 from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather, metric_of
 from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
 from pipeline.reporting.figures import Figure, all_figures
+from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
 from pipeline.reporting.tables import DASH, Table, all_tables
 from pipeline.results import RUNS, RunResult
 from pipeline.spec import CohortSpec
@@ -62,9 +64,10 @@ def build_report(
     to name where this one has no results. Equal arguments give equal bytes. Returns the page's path.
     """
     cells = gather(results)
-    decided = decide_claims(cells, scale)
-    tables = all_tables(results, cells, decided, scale)
-    sections = all_figures(results, cells, decided)
+    toy = load_toy(folder / "results")
+    decided = [*decide_claims(cells, scale), *gradient_claims(cells, toy, scale)]
+    tables = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
+    sections = all_figures(results, cells, decided) | {"gradients": gradient_figures(cells, toy)}
     made = {
         "cells": provenance.cells(results, planned),
         "cohorts": provenance.cohorts(results),

@@ -30,7 +30,7 @@ from pipeline.reporting.cells import (
     verdict,
     with_parameter,
 )
-from pipeline.reporting.claims import FAMILIES, HOW_DECIDED, ClaimResult, Effect, Term, contrast
+from pipeline.reporting.claims import HOW_DECIDED, ClaimResult, Effect, Term, contrast
 from pipeline.results import RunResult
 
 DASH = "–"
@@ -468,8 +468,8 @@ def claims(results: list[ClaimResult]) -> Table:
         "√n; with one seed 0.10 nats a run is assumed, Burda's code against itself; for active units 1 unit a run) in "
         f"quadrature. {HOW_DECIDED}"
     )
-    used = {result.family for result in results}
-    notes = [f"{name}: {rule}" for name, rule in FAMILIES.items() if name in used]
+    rules = {result.family: result.rule for result in results}
+    notes = [f"{name}: {rule}" for name, rule in rules.items()]
     return Table(
         "claims",
         "Claims",
@@ -483,13 +483,13 @@ def claims(results: list[ClaimResult]) -> Table:
 
 
 def _signed(result: ClaimResult, value: float | None) -> str:
-    return number(value, signed=True) if result.unit == "nats" else DASH if value is None else minus(f"{value:+.1f}")
+    return number(value, signed=True) if result.unit != "units" else DASH if value is None else minus(f"{value:+.1f}")
 
 
 def _effect(result: ClaimResult) -> str:
     if result.effect is None:
         return NOT_RUN
-    uncertainty = f"{result.effect.uncertainty:.2f}" if result.unit == "nats" else f"{result.effect.uncertainty:.1f}"
+    uncertainty = f"{result.effect.uncertainty:.2f}" if result.unit != "units" else f"{result.effect.uncertainty:.1f}"
     return f"{_signed(result, result.effect.value)} ± {uncertainty} {result.unit}"
 
 

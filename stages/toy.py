@@ -1,0 +1,53 @@
+"""Gradient signal-to-noise on Rainforth's Gaussian model: `python -m stages.toy quick` -> reports/<scale>/results/."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.config import load_params
+from pipeline.console import ProgressMeter
+from pipeline.device import resolve_device
+from pipeline.errors import UserError
+from pipeline.evaluation.gaussian_toy import measure_toy
+from pipeline.files import atomic_path, write_json
+from pipeline.grid import PARAMS
+from pipeline.memory import keep_freed_memory
+from pipeline.results import ARRAYS, METRICS, TOY
+from stages import run_stage
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m stages.toy", description=__doc__)
+    parser.add_argument("scale", help="e.g. quick")
+    scale = parser.parse_args().scale
+    params = load_params(PARAMS)
+    known = [name for name, own in params.scales.items() if own.toy]
+    if scale not in known:
+        raise UserError(f"{scale}: no scale with a `toy` in {PARAMS}; choose one of {', '.join(known)}")
+    toy = params.scales[scale].toy
+    assert toy is not None
+    spec = toy.spec()
+    keep_freed_memory()
+    start = time.monotonic()
+    meter = ProgressMeter(f"{scale} toy", spec.gradients * sum(spec.samples), "sample")
+    try:
+        metrics, arrays = measure_toy(spec, resolve_device(params.device), advance=meter.advance)
+    finally:
+        meter.close()
+    folder = Path("reports") / scale / "results" / TOY
+    with atomic_path(folder / ARRAYS) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_json(folder / METRICS, metrics)
+    slopes = ", ".join(
+        f"{name} {metrics[f'slope/{key}']:.2f} ({metrics[f'slope_closed_form/{key}']:.2f} in closed form)"
+        for name, key in (("IWAE encoder", "iwae/encoder"), ("IWAE decoder", "iwae/mu"))
+    )
+    print(f"{scale} toy: slopes over K: {slopes}; {time.monotonic() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    run_stage(main)

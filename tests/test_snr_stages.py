@@ -1,0 +1,88 @@
+"""The toy's stage and the optional second opinion, as a user runs them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.config import load_params
+from pipeline.errors import UserError
+from pipeline.files import read_json, write_json
+from pipeline.grid import COHORTS, PARAMS, load_cohort, write_cohorts
+from pipeline.models.networks import initial_weights
+from pipeline.reporting.ais import ais_tables
+from pipeline.reporting.snr import load_toy
+from pipeline.training.state import RUN_JSON, WEIGHTS, save_weights
+from stages import ais, toy
+from tests.conftest import write_dataset
+from tests.test_config import changed
+
+COHORT, RUN = "small/first-mnist-1L-T5", "iwae-M1-K5-s0"
+TOY = {"seed": 0, "samples": [1, 4], "gradients": 16}
+
+
+def call(monkeypatch: pytest.MonkeyPatch, stage: Any, *arguments: str) -> None:
+    monkeypatch.setattr("sys.argv", ["stage", *arguments])
+    stage.main()
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grey_images: NDArray[np.uint8]) -> Path:
+    """Parameters with a small toy, and one run that was never trained."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PARAMS).write_text(yaml.safe_dump(changed("scales.small.toy", TOY)))
+    write_cohorts(load_params(PARAMS), tmp_path / COHORTS)
+    write_dataset(tmp_path / "data/binarized/mnist", grey_images)
+    run = next(run for run in load_cohort(COHORTS, COHORT).runs if run.name == RUN)
+    folder = tmp_path / "runs" / COHORT / "training" / RUN
+    folder.mkdir(parents=True)
+    save_weights(folder / WEIGHTS, run.latent, initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255))
+    write_json(folder / RUN_JSON, {"spec": run.to_json(), "digest": "d", "status": "finished", "training": {}})
+    return tmp_path
+
+
+def test_toy_stage_writes_what_the_report_reads(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, toy, "small")
+    found = load_toy(project / "reports/small/results")
+    assert found is not None
+    assert found.samples.tolist() == [1, 4]
+    assert found.metrics["gradients"] == 16
+    assert found.arrays["iwae/A/snr"].shape == (2, 400)
+    assert "small toy: slopes over K: IWAE encoder" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"paper: no scale with a `toy` in params\.yaml; choose one of small"):
+        call(monkeypatch, toy, "paper")
+
+
+def test_second_opinion_says_what_it_takes_and_is_shown(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    call(monkeypatch, ais, COHORT, RUN, "--images", "3", "--steps", "4", "--chains", "2")
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith(f"{COHORT}/{RUN}: 3 test and 3 simulated images, 2 chains, 4 temperatures: about ")
+    assert last.startswith("NLL of 3 test images: ")
+    results = project / "reports/small/results"
+    written = read_json(results / "first-mnist-1L-T5" / f"ais-{RUN}.json")
+    assert written["digest"] == "d"
+    assert written["how"]["transitions"] == 4
+    assert written["how"]["num_samples"] == 130
+    assert len(written["images"]["simulated/upper"]) == 3
+    (table,) = ais_tables(results)
+    assert table.display["run"].tolist() == [RUN]
+
+
+def test_second_opinion_refuses_what_it_cannot_check(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has no run 'vae'; choose one of iwae-M1-K5-s0"):
+        call(monkeypatch, ais, COHORT, "vae")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, ais, COHORT, RUN, "--chains", "1")
+    path = project / "runs" / COHORT / "training" / RUN / RUN_JSON
+    write_json(path, read_json(path) | {"status": "diverged at step 3"})
+    with pytest.raises(UserError, match=f"{COHORT}/{RUN} diverged at step 3"):
+        call(monkeypatch, ais, COHORT, RUN)
