@@ -6,6 +6,7 @@ run by its cell (`<cohort>/<run>`) and its digest, so that no run is ever there 
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import logging
@@ -13,6 +14,7 @@ import math
 import os
 import sys
 import time
+import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 STORE = ".mlflow"
+VIEW, VIEW_NAME = "comparison", "Objectives against the test NLL"
+NOTE = "mlflow.note.content"
 CURVES = ("bound", "elbo", "iwae", "reconstruction")
 CURVE_POINTS = 200
 ACTIVE_THRESHOLD = 0.01
@@ -76,18 +80,26 @@ def run_name(spec: RunSpec) -> str:
     return f"{name} after {spec.continues.rpartition('/')[2].removesuffix(suffix)}"
 
 
+def vae_weight(spec: RunSpec) -> float | None:
+    """CIWAE's beta, of which VAE and IWAE are the ends, so that all can stand on one axis; None for Renyi's bounds."""
+    if spec.objective.startswith("vr"):
+        return None
+    return spec.parameter if spec.objective == "ciwae" else float(spec.objective == "vae")
+
+
 def run_params(spec: RunSpec) -> dict[str, str]:
+    """Numbers as numbers; `beta` is the weight of the VAE's bound in the objective, which all but VR have."""
     # torch takes seconds to import, which opening the store alone should not pay.
     from pipeline.objectives import OBJECTIVES
 
     known = OBJECTIVES.get(spec.objective)
-    parameter = (known and known.parameter) or "parameter"
     params = {
         "objective": spec.objective,
         "M": spec.M,
         "K": spec.K,
         "T": spec.T,
-        parameter: spec.parameter,
+        "beta": vae_weight(spec),
+        (known and known.parameter) or "parameter": spec.parameter,
         "layers": spec.layers,
         "seed": spec.seed,
         "protocol": spec.protocol_name,
@@ -95,7 +107,11 @@ def run_params(spec: RunSpec) -> dict[str, str]:
         "total_steps": spec.total_steps,
         "precision": spec.precision,
     }
-    return {name: str(value) for name, value in params.items() if value is not None}
+    return {
+        name: f"{value:g}" if isinstance(value, float) else str(value)
+        for name, value in params.items()
+        if value is not None
+    }
 
 
 def run_tags(
@@ -129,7 +145,7 @@ def final_metrics(result: RunResult, paper: float | None) -> dict[str, float]:
         values["paper/nll"] = paper
         if "nll" in ours:
             values["paper/delta"] = ours["nll"] - paper
-    return {name: value for name, value in values.items() if math.isfinite(value)}
+    return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}
 
 
 def thin_rows(
@@ -158,7 +174,8 @@ def history_rows(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, float]]:
 
 def fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
     """Changes whenever a published number does, be it ours or the paper's."""
-    content = [run_name(result.spec), run_params(result.spec), metrics, result.evaluation.get("digest"), result.status]
+    note = run_description(result, metrics)
+    content = [run_name(result.spec), run_params(result.spec), metrics, result.evaluation.get("digest"), note]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -190,16 +207,114 @@ def variance_histogram(variances: Mapping[str, NDArray[Any]]) -> Figure:
 
 
 def description(scale: str, dataset: str) -> str:
-    """What the page of one MLflow experiment says on top, in Markdown."""
+    """What the page of one MLflow experiment says on top, in Markdown; its first line also stands in their list."""
     return (
-        f"**{dataset}, scale `{scale}`**: runs of Burda et al. (2016) and Rainforth et al. (2018) on this dataset.\n"
+        f"{dataset} at scale {scale}: runs of Burda et al. (2016) and Rainforth et al. (2018).\n"
         "\n- `test/nll`: negative log-likelihood in nats, lower is better; `test/nll_se`: its standard error\n"
         "- `paper/nll`: the published value, `paper/delta`: ours minus the paper's\n"
         "- `test/active_units`: latent units with variance above 0.01; `test/kl_q_p`: -KL(Q||P)\n"
-        "- `train/*`: per-image averages over training, in nats\n\n"
-        "Tick runs and press *Compare*, or group by the tag `objective` or the param `K`. "
+        "- `train/*`: per-image averages over training, in nats\n"
+        "- `beta`: weight of the VAE's bound: 1 for VAE, 0 for IWAE, MIWAE and PIWAE, between for CIWAE\n\n"
+        f"Under *Views*, {VIEW_NAME!r} has the charts to begin with. Tick runs and press *Compare*, "
+        "or group by the tag `objective` or the param `K`. "
         f"Tables with the papers' numbers: `reports/{scale}/index.html`."
     )
+
+
+def run_description(result: RunResult, metrics: Mapping[str, float]) -> str:
+    """What a run's page says: its cell and how to make it, its NLL beside the paper's, where to read on."""
+    lines = [f"Cell `{result.cell}`, made by `dvc repro evaluate@{result.cohort}`: {result.status}."]
+    if "test/nll" in metrics:
+        paper = "no published value"
+        if "paper/nll" in metrics:
+            paper = f"the paper {metrics['paper/nll']:.2f}, ours minus the paper's {metrics['paper/delta']:+.2f}"
+        error = f" ± {metrics['test/nll_se']:.2f}" if "test/nll_se" in metrics else ""
+        lines.append(f"Test NLL {metrics['test/nll']:.2f}{error} nats; {paper}.")
+    lines.append(
+        f"Beside all other cells: `reports/{result.scale}/index.html`; every number: the artifact `result.json`."
+    )
+    return "\n\n".join(lines)
+
+
+def comparison_view() -> str:
+    """A view of an experiment's runs as MLflow's page itself saves one: columns, and charts in two sections.
+
+    MLflow has no call for this; the page keeps a view as an experiment's tag, and one that it cannot read does no harm.
+    """
+    sections = {"compare": "Objectives against the test NLL", "train": "Training"}
+    shared = {"runsCountToCompare": 10, "deleted": False, "isGenerated": False}
+    parallel = {
+        **shared,
+        "uuid": "parallel",
+        "type": "PARALLEL",
+        "metricSectionId": "compare",
+        "displayName": "test NLL by objective, M, K, beta, layers",
+        "selectedParams": ["objective", "M", "K", "beta", "layers"],
+        "selectedMetrics": ["test/nll"],
+        "showAllRuns": True,
+    }
+    bars = [
+        {**shared, "uuid": metric, "type": "BAR", "metricSectionId": "compare", "metricKey": metric}
+        for metric in ("test/nll", "paper/delta", "test/active_units", "test/kl_q_p")
+    ]
+    curves = [
+        {
+            **shared,
+            "uuid": f"train/{name}",
+            "type": "LINE",
+            "metricSectionId": "train",
+            "metricKey": f"train/{name}",
+            "selectedMetricKeys": [f"train/{name}"],
+            "lineSmoothness": 0,
+            "xAxisScaleType": "log",
+            "scaleType": "linear",
+            "range": {},
+            "xAxisKey": "step",
+            "selectedXAxisMetricKey": "",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "ignoreOutliers": False,
+            "useGlobalXaxisKey": False,
+            "useGlobalLineSmoothing": True,
+        }
+        for name in CURVES
+    ]
+    columns = [f"params.`{name}`" for name in ("objective", "M", "K", "beta", "layers", "seed")]
+    columns += [f"metrics.`{name}`" for name in ("test/nll", "paper/nll", "paper/delta", "test/active_units")]
+    state = {
+        "searchFilter": "",
+        # The charts start with the first ten runs: ordered by cell these are the ten of Burda's table 1.
+        "orderByKey": f"tags.`{CELL}`",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": columns,
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsExpanded": {},
+        "runsPinned": [],
+        "runsHidden": [],
+        "runsVisibilityMap": {},
+        "runsHiddenMode": "FIRST_10_RUNS",
+        "compareRunCharts": [parallel, *bars, *curves],
+        "compareRunSections": [
+            {"uuid": uuid, "name": name, "display": True, "isReordered": False, "deleted": False, "isGenerated": False}
+            for uuid, name in sections.items()
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": False,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "autoRefreshEnabled": True,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+    packed = base64.b64encode(zlib.compress(json.dumps(state).encode())).decode()
+    return json.dumps({"name": VIEW_NAME, "createdAt": 0, "updatedAt": 0, "state": f"deflate;{packed}"})
 
 
 def _milliseconds(moment: str) -> int:
@@ -252,13 +367,21 @@ def _artifact_location(root: Path, experiment: str) -> str:
 
 
 def _experiment_id(client: MlflowClient, root: Path, scale: str, dataset: str) -> str:
+    """The experiment of a scale and dataset, made or brought up to date."""
     name = experiment_name(scale, dataset)
     found = client.get_experiment_by_name(name)
+    tags = {
+        "mlflow.experimentKind": "custom_model_development",
+        NOTE: description(scale, dataset),
+        f"mlflow.sharedViewState.{VIEW}": comparison_view(),
+    }
     if found is None:
-        tags = {"mlflow.experimentKind": "custom_model_development", "mlflow.note.content": description(scale, dataset)}
         return str(client.create_experiment(name, _artifact_location(root, name), tags))
     if found.lifecycle_stage == "deleted":
         client.restore_experiment(found.experiment_id)
+    for key, value in tags.items():
+        if found.tags.get(key) != value:
+            client.set_experiment_tag(found.experiment_id, key, value)
     return str(found.experiment_id)
 
 
@@ -320,6 +443,8 @@ def publish(
         usable, surplus = _sort_out(stored, results, prints, known_cells)
         for run in surplus:
             client.delete_run(run.info.run_id)
+        for dataset in {result.spec.dataset for result in results}:
+            _experiment_id(client, root, results[0].scale, dataset)
         pending = [r for r in results if r.cell not in usable or COMPLETE not in usable[r.cell].data.tags]
         for result in pending:
             run_id = usable[result.cell].info.run_id if result.cell in usable else _recreate(client, root, result)
@@ -397,6 +522,7 @@ def _complete(client: MlflowClient, run_id: str, result: RunResult, metrics: dic
     variances = {f"layer {i}": result.arrays[name] for i, name in layers.items() if name in result.arrays}
     if variances:
         client.log_figure(run_id, variance_histogram(variances), "unit_variance.png")
+    client.set_tag(run_id, NOTE, run_description(result, metrics))
     client.set_tag(run_id, "status", result.status)
     client.set_terminated(run_id, _mlflow_status(result.status), finished)
 

@@ -16,15 +16,14 @@ from pathlib import Path
 import requests
 
 from pipeline.errors import UserError
-from pipeline.tracking import STORE, store_uri
+from pipeline.tracking import STORE, VIEW, store_uri
 from stages import run_stage
 
 HOST = "127.0.0.1"
 PORTS_TRIED = 50
 START_SECONDS = 120
 STOP_SECONDS = 5
-# The charts start with the first ten runs: ordered by cell these are the ten of Burda's table 1.
-COMPARISON = "workflowType=machine_learning&compareRunsMode=CHART&orderByKey=tags.%60cell%60&orderByAsc=true"
+COMPARISON = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
 
 
 def free_port(first: int) -> int:

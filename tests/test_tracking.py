@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +29,7 @@ from pipeline.tracking import (
     CURVE_POINTS,
     CURVES,
     STORE,
+    VIEW,
     Counts,
     LiveTracker,
     final_metrics,
@@ -33,6 +37,7 @@ from pipeline.tracking import (
     locked_store,
     publish,
     run_name,
+    run_params,
     sample_grid,
     thin_rows,
 )
@@ -181,7 +186,11 @@ def test_a_published_run_carries_what_a_reader_looks_for(root: Path) -> None:
     assert name == "iwae-M1-K50-1L-s0"
     assert params["K"] == "50"
     assert params["total_steps"] == "200"
-    assert "beta" not in params
+    assert params["beta"] == "0"
+    assert "alpha" not in params
+    note = tags["mlflow.note.content"]
+    assert f"dvc repro evaluate@{ONE}" in note
+    assert "Test NLL 86.50 ± 0.10 nats; the paper 84.78, ours minus the paper's +1.72." in note
     assert tags["mlflow.source.git.commit"] == "abc123"
     assert tags["dvc.stage"] == f"train@{ONE}"
     assert tags["status"] == "finished"
@@ -193,6 +202,46 @@ def test_a_published_run_carries_what_a_reader_looks_for(root: Path) -> None:
     assert history["test/active_units"][0][2] == 19
     assert set(artifacts) == {"result.json", "samples.png", "unit_variance.png"}
     assert inputs == [("mnist", "f00d")]
+
+
+def test_the_experiment_has_a_description_and_a_view_that_compares(root: Path) -> None:
+    publish_all(root, two_cohorts())
+    with locked_store(root) as client:
+        (experiment,) = client.search_experiments()
+        tags = experiment.tags
+        # A store of an earlier version gets today's.
+        client.set_experiment_tag(experiment.experiment_id, f"mlflow.sharedViewState.{VIEW}", "old")
+    assert tags["mlflow.note.content"].splitlines()[0].startswith("mnist at scale quick: ")
+    view = json.loads(tags[f"mlflow.sharedViewState.{VIEW}"])
+    assert view["name"] in tags["mlflow.note.content"]
+    state = json.loads(zlib.decompress(base64.b64decode(view["state"].removeprefix("deflate;"))))
+    run = content(root)[f"{ONE}/iwae-M1-K50-s0"]
+    charts = state["compareRunCharts"]
+    (parallel,) = [chart for chart in charts if chart["type"] == "PARALLEL"]
+    assert set(parallel["selectedParams"]) <= set(run[1])
+    shown = {chart["metricKey"] for chart in charts if "metricKey" in chart} | set(parallel["selectedMetrics"])
+    assert shown - {"test/kl_q_p"} <= set(run[4])
+    assert {chart["metricSectionId"] for chart in charts} == {part["uuid"] for part in state["compareRunSections"]}
+    assert publish_all(root, two_cohorts()) == Counts(0, 3, 0)
+    with locked_store(root) as client:
+        assert client.get_experiment(experiment.experiment_id).tags == tags
+
+
+@pytest.mark.parametrize(
+    ("objective", "parameter", "beta", "alpha"),
+    [
+        ("vae", None, "1", None),
+        ("iwae", None, "0", None),
+        ("piwae", None, "0", None),
+        ("ciwae", 0.05, "0.05", None),
+        ("vr", 0.5, None, "0.5"),
+    ],
+)
+def test_objectives_share_the_axis_of_beta(
+    objective: str, parameter: float | None, beta: str | None, alpha: str | None
+) -> None:
+    params = run_params(make_spec("x", objective, 1, 1, parameter=parameter))
+    assert (params.get("beta"), params.get("alpha")) == (beta, alpha)
 
 
 def test_publishing_twice_changes_nothing(root: Path) -> None:
