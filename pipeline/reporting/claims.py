@@ -138,7 +138,7 @@ class ClaimResult:
     """`nats`, `units` or `%`"""
     effect: Effect | None
     p_value: float | None
-    """Two-sided, of no effect; before Holm's procedure."""
+    """Two-sided, of no effect, before Holm's procedure; None where nothing is known of the spread over seeds."""
     low: float | None
     high: float | None
     """Ends of the interval that decides."""
@@ -391,11 +391,16 @@ def decide_claims(cells: Cells, scale: str) -> list[ClaimResult]:
     stated.sort(key=lambda claim: order.index(claim.family))
     effects = {i: effect for i, claim in enumerate(stated) if (effect := contrast(claim.terms, claim.metric))}
     errors = dict(zip(effects, error_distributions(list(effects.values())), strict=True))
-    p_values = {i: min(1.0, stated[i].candidates * errors[i].p_value(effects[i].value)) for i in effects}
+    p_values = {
+        i: min(1.0, stated[i].candidates * errors[i].p_value(effect.value))
+        for i, effect in effects.items()
+        if effect.seeds_known
+    }
     levels: dict[int, float] = {}
     for family in FAMILIES:
         own = [i for i in effects if stated[i].family == family]
-        levels |= dict(zip(own, holm_levels([p_values[i] for i in own], ALPHA), strict=True))
+        # What cannot be decided for want of seeds must not ease the test of the others.
+        levels |= dict(zip(own, holm_levels([p_values.get(i, 1.0) for i in own], ALPHA), strict=True))
     for i, claim in enumerate(stated):
         effect = effects.get(i)
         low, high = errors[i].interval(effect.value, levels[i] / claim.candidates) if effect else (np.nan, np.nan)

@@ -266,7 +266,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
                     ax.add_patch(frame)
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set(visible=True, color="#cccccc")
-                share = run.metrics["digit_changes"]
+                share = run.metrics.get("digit_changes", np.nan)
                 ax.set_title(f"{model_name(run, latent=True)}\n{share:.1%} change the digit", fontsize=9)
                 records += [
                     {
