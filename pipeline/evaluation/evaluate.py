@@ -161,8 +161,8 @@ def diagnose(
     if labels is not None and reader is not None and spread.digits is not None:
         seen = reader.read(images).cpu().numpy().astype(np.uint8)
         right = seen == labels.test[chosen]
-        changed = spread.digits != seen[:, None]
-        metrics["digit_changes"] = float(changed[right].mean()) if right.any() else 0.0
+        if right.any():
+            metrics["digit_changes"] = float((spread.digits != seen[:, None])[right].mean())
         metrics["digit_reader_accuracy"] = labels.reader.accuracy
         arrays |= {
             "digits/label": np.array(labels.test[chosen]),

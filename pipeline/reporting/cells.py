@@ -132,6 +132,8 @@ def digit_changes(run: RunResult) -> NDArray[np.float64] | None:
         return None
     image, decoded = run.arrays["digits/image"], run.arrays["digits/decoded"]
     right = image == run.arrays["digits/label"]
+    if not right.any():
+        return None
     return np.asarray((decoded[right] != image[right, None]).mean(1), dtype=np.float64)
 
 

@@ -138,7 +138,7 @@ class ClaimResult:
     """`nats`, `units` or `%`"""
     effect: Effect | None
     p_value: float | None
-    """Two-sided, of no effect; before Holm's procedure."""
+    """Two-sided, of no effect, before Holm's procedure; None where nothing is known of the spread over seeds."""
     low: float | None
     high: float | None
     """Ends of the interval that decides."""
@@ -403,11 +403,16 @@ def judge(measured: Sequence[Measured], scale: str) -> list[ClaimResult]:
     """Decide claims in their order: at `ALPHA` over each family by Holm's procedure."""
     effects = {i: claim.effect for i, claim in enumerate(measured) if claim.effect is not None}
     errors = dict(zip(effects, error_distributions(list(effects.values())), strict=True))
-    p_values = {i: min(1.0, measured[i].candidates * errors[i].p_value(effects[i].value)) for i in effects}
+    p_values = {
+        i: min(1.0, measured[i].candidates * errors[i].p_value(effect.value))
+        for i, effect in effects.items()
+        if effect.seeds_known
+    }
     levels: dict[int, float] = {}
     for family in dict.fromkeys(claim.family for claim in measured):
         own = [i for i in effects if measured[i].family == family]
-        levels |= dict(zip(own, holm_levels([p_values[i] for i in own], ALPHA), strict=True))
+        # What cannot be decided for want of seeds must not ease the test of the others.
+        levels |= dict(zip(own, holm_levels([p_values.get(i, 1.0) for i in own], ALPHA), strict=True))
     results = []
     for i, claim in enumerate(measured):
         effect = claim.effect

@@ -249,7 +249,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
         needs = "finished runs of burda-table1 or two-dimensional on MNIST, evaluated where digit labels are at hand"
         return MissingFigure(name, title, needs)
     records = []
-    with _canvas(name, 9.6, 3.75 * len(groups)) as canvas:
+    with _canvas(name, 8.4, 3.75 * len(groups)) as canvas:
         axes = canvas.subplots(len(groups), len(SHOWN), squeeze=False)
         for row, runs in zip(axes, groups, strict=True):
             for ax in row[len(runs) :]:
@@ -266,7 +266,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
                     ax.add_patch(frame)
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set(visible=True, color="#cccccc")
-                share = run.metrics["digit_changes"]
+                share = run.metrics.get("digit_changes", np.nan)
                 ax.set_title(f"{model_name(run, latent=True)}\n{share:.1%} change the digit", fontsize=9)
                 records += [
                     {

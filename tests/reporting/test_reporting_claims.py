@@ -128,7 +128,14 @@ def test_a_wider_posterior_needs_seeds_to_be_decided(make: Make) -> None:
         ]
 
     name = "MNIST, 2 latent units: q is wider for IWAE k = 50"
-    assert claim(runs(1, 0.4), name).decision == "undecided"
+    one = claim(runs(1, 0.4), name)
+    assert (one.decision, one.p_value) == ("undecided", None)
+    # The 1-layer pair has one seed: it is no rejection that would let Holm test the others at a higher level.
+    pair = [make(q_sd=0.2, scale="paper"), make("iwae", 1, 50, q_sd=0.6, scale="paper")]
+    alone, beside = claim(runs(4, 0.4), name), claim(runs(4, 0.4) + pair, name)
+    assert beside.low is not None
+    assert alone.low is not None
+    assert beside.low < alone.low
     found = claim(runs(4, 0.4), name)
     assert (found.family, found.decision, found.unit) == (WIDER, "holds", "%")
     assert found.effect is not None
