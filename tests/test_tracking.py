@@ -462,6 +462,16 @@ def test_run_names(changes: dict[str, Any], expected: str) -> None:
     assert run_name(make_spec("iwae-M1-K50-s0", "iwae", 1, 50, **changes)) == expected
 
 
+@pytest.mark.parametrize(
+    ("objective", "name"), [("ciwae", "beta"), ("dreg", "alpha"), ("vr", "alpha"), ("removed since", "parameter")]
+)
+def test_a_parameter_has_the_name_that_its_estimator_gives_it(objective: str, name: str) -> None:
+    params = run_params(make_spec("a", objective, 1, 5, parameter=0.25))
+    assert params[name] == "0.25"
+    assert name in run_params(make_spec("a", objective, 1, 5, parameter=0.0))
+    assert name not in run_params(make_spec("a", objective, 1, 5))
+
+
 def test_active_units_are_summed_over_layers() -> None:
     result = replace(two_cohorts()[0], metrics={"active_units_1": 20.0, "active_units_2": 6.0})
     assert final_metrics(result, None)["test/active_units"] == 26

@@ -18,6 +18,8 @@ from pipeline.reporting.tables import DASH, Table, active_units, minus, number
 
 METRICS = {"nll": "NLL in nats", "active_units": "active units"}
 DECIMALS = {"nll": 2, "active_units": 1}
+LEAST = {"nll": 0.1, "active_units": 1.0}
+"""So much an axis shows on each side, so that nothing is not magnified."""
 INTERVALS = (
     "Thick: 95 % interval over test images, paired; thin: with the spread over training runs as well (that of the "
     f"differences seed by seed; with one seed {ONE_SEED_NATS:.2f} nats and {ONE_SEED_UNITS:g} unit a run are assumed)."
@@ -147,7 +149,9 @@ def effects_forest(
             row[0].set_yticks(range(len(own)), own["label"])
             row[0].set_ylim(len(own) - 0.4, -0.6)
             row[0].set_title(group, loc="left")
-        for ax, name_of in zip(axes[-1], METRICS.values(), strict=True):
+        for ax, (metric, name_of) in zip(axes[-1], METRICS.items(), strict=True):
+            low, high = ax.get_xlim()
+            ax.set_xlim(min(low, -LEAST[metric]), max(high, LEAST[metric]))
             ax.set_xlabel(f"{name_of}: minus that of {reference}")
         return _finish(canvas, name, title, f"{caption} {INTERVALS}", data)
 
