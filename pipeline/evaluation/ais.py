@@ -30,7 +30,7 @@ from pipeline.models.networks import Parameters
 from pipeline.randomness import stream_seed
 
 LEAPFROGS = 3
-"""Few, for more temperatures: at equal cost 5 and 10 steps left two and three times the spread of log w (docs/ais.md)."""
+"""Few, for more temperatures: at equal cost 5 and 10 left two and three times the spread of log w (docs/ais.md)."""
 ACCEPTANCE = 0.65
 """What the pilot run steers each step size to."""
 FIRST_STEP = 0.1
