@@ -168,10 +168,10 @@ class Scale(_Model):
     @field_validator("experiments")
     @classmethod
     def _evaluations_valid(cls, experiments: dict[str, Part], info: Any) -> dict[str, Part]:
-        scale = info.data.get("evaluation")
-        for name, part in experiments.items():
+        evaluation = info.data.get("evaluation")
+        for name, part in experiments.items() if evaluation else ():
             try:
-                _ = scale and scale.changed(part.evaluation)
+                evaluation.changed(part.evaluation)
             except ValidationError as error:
                 raise ValueError(f"{name}.evaluation.{_describe(error.errors()[0], Evaluation)}") from error
         return experiments

@@ -60,11 +60,12 @@ TINY: dict[str, Any] = {
                 "pruned": True,
                 "diagnostic_images": 20,
             },
+            "toy": {"seed": 0, "samples": [1, 2, 4], "gradients": 16},
             "experiments": {
                 "burda-table1": {"datasets": ["mnist"], "layers": [1]},
                 "burda-table2": {"datasets": ["mnist"], "layers": [1]},
                 "burda-table3": {"datasets": ["fixed-mnist"], "layers": [1]},
-                "every-objective": {"datasets": ["omniglot"], "layers": [2]},
+                "every-objective": {"datasets": ["omniglot"], "layers": [2], "evaluation": {"snr_gradients": 16}},
             },
         }
     },
@@ -109,6 +110,9 @@ def test_every_dataset_ends_in_results_reports_and_mlflow(project: Path) -> None
         assert result.training["steps"] == 30
     page = (project / "reports/tiny/index.html").read_text()
     assert "not comparable" in page
+    assert 'id="figure-toy_snr"' in page
+    measured = {result.experiment for result in results if "snr_encoder" in result.metrics}
+    assert measured == {"every-objective"}
     assert len(mlflow_runs(project)) == len(results) == 6
 
 

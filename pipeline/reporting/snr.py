@@ -402,7 +402,10 @@ def gradient_figures(cells: Cells, toy: ToyResult | None) -> FigureSection:
 
 
 def log_snr(cell: Cell | None, group: str) -> Effect | None:
-    """log of the mean SNR of a group of parameters at the end of training, with its errors over draws and seeds."""
+    """log of the mean SNR of a group of parameters at the end of training.
+
+    Its errors are over gradient draws (in the place of an effect's images) and over seeds.
+    """
     if cell is None:
         return None
     values = [value for run in cell.finished if (value := metric_of(run, f"snr_{group}"))]
