@@ -31,9 +31,7 @@ def main() -> None:
             run.target.with_suffix(".json").unlink(missing_ok=True)
     meter = ProgressMeter(f"{cohort.key} evaluation", len(runs), "run")
     try:
-        evaluate_cohort(
-            runs, binarized(cohort.dataset), store_folder(), machine, spec, lambda name: meter.advance(1)
-        )
+        evaluate_cohort(runs, binarized(cohort.dataset), store_folder(), machine, spec, lambda name: meter.advance(1))
     finally:
         meter.close()
     save_results(Path("reports") / cohort.scale / "results" / cohort.name, [result_of(cohort, run) for run in runs])

@@ -44,7 +44,7 @@ BIAS_PANELS = (
     ("two-dimensional", "MNIST, 2 latent units: the {} test\nimages with the steadiest weights", 0.5),
 )
 """Experiment, heading with room for the number of images, and the share of them: those of the steadiest w."""
-FEWEST_GROUPS = 4
+FEWEST_GROUPS = 8
 """A bound with K samples is shown where the samples make at least so many groups of K."""
 SMOOTHED = 9
 """Points of a training curve that are averaged: each is of one batch."""

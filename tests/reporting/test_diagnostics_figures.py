@@ -33,7 +33,7 @@ def test_bias_of_toy_and_trained_models(make: Make) -> None:
     np.testing.assert_allclose(own["gap"], runs[0].arrays["bound_gaps"].astype(float).mean(0)[: len(own)])
     variance = runs[0].arrays["relative_variance"].mean()
     assert own.loc[8, "predicted"] == pytest.approx(variance / 2 * (1 / 8 - 1 / 5000), rel=1e-5)
-    assert own.index.max() == 1024
+    assert own.index.max() == 512
     # The last panel takes the half with the steadiest weights.
     half = data[data["panel"] == "two-dimensional"]
     assert set(half["images"]) == {20}
