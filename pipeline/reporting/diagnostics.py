@@ -44,7 +44,7 @@ BIAS_PANELS = (
     ("two-dimensional", "MNIST, 2 latent units: the {} test\nimages with the steadiest weights", 0.5),
 )
 """Experiment, heading with room for the number of images, and the share of them: those of the steadiest w."""
-FEWEST_GROUPS = 4
+FEWEST_GROUPS = 8
 """A bound with K samples is shown where the samples make at least so many groups of K."""
 SMOOTHED = 9
 """Points of a training curve that are averaged: each is of one batch."""
@@ -200,16 +200,15 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     depths = sorted({run.spec.layers for run in runs})
     curves = {run.cell: _time_curve(run) for run in runs}
     longest = max(float(curve["seconds"].max()) for curve in curves.values())
-    unit, seconds = next(
-        (u, s) for u, s in (("hours", 3600.0), ("minutes", 60.0), ("seconds", 1.0)) if longest >= 2 * s
-    )
+    units = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+    unit = next((unit for unit, seconds in units.items() if longest >= 2 * seconds), "seconds")
     with _canvas(name, 5.2 * len(depths) + (0 if len(depths) > 1 else 1.5), 3.9) as canvas:
         axes = canvas.subplots(1, len(depths), squeeze=False)[0]
         for ax, layers in zip(axes, depths, strict=True):
             own = [run for run in runs if run.spec.layers == layers]
             for run in own:
                 curve = curves[run.cell]
-                ax.plot(curve["seconds"] / seconds, curve["iwae"], lw=1.1, **_curve_style(run, sweep))
+                ax.plot(curve["seconds"] / units[unit], curve["iwae"], lw=1.1, **_curve_style(run, sweep))
             shown = np.concatenate([curves[run.cell]["iwae"].to_numpy() for run in own])
             low, high = np.nanpercentile(shown, [12, 100])
             ax.set(ylim=(low, high + 0.05 * (high - low)), xscale="log", xlabel=f"{unit} of training")
