@@ -15,8 +15,8 @@ import torch
 
 from benchmarks import cpu, gpu, peers, table
 from benchmarks.cases import CASES
+from pipeline.cohorts import COHORTS, load_cohorts
 from pipeline.errors import UserError
-from pipeline.grid import COHORTS, load_cohorts
 from pipeline.models import kernels
 
 PROJECTED_SCALE = "paper"

@@ -9,7 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
@@ -42,6 +42,19 @@ DatasetName = Annotated[str, _known("dataset", DATASETS)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 """Names become folders and parts of DVC's keys, in which a dot or a slash means something."""
 ProtocolName = Annotated[str, _known("protocol", PROTOCOLS)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+def _each_once(groups: list[list[int]]) -> list[list[int]]:
+    seeds = [seed for group in groups for seed in group]
+    if twice := sorted({seed for seed in seeds if seeds.count(seed) > 1}):
+        raise ValueError(f"seed {', '.join(map(str, twice))} is there more than once")
+    return groups
+
+
+SeedGroup = Annotated[list[Seed], BeforeValidator(_as_list), Field(min_length=1)]
+Seeds = Annotated[list[SeedGroup], Field(min_length=1), AfterValidator(_each_once)]
+"""Each entry, a seed or a list of seeds, is a cohort of its own: a seed added later reopens no finished cohort."""
 
 
 class RunReference(_Model):
@@ -79,7 +92,7 @@ class Part(_Model):
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     layers: Annotated[list[Annotated[int, Field(ge=1, le=2)]], Field(min_length=1)]
     protocol: ProtocolName | None = None
-    seeds: list[Annotated[int, Field(ge=0)]] | None = None
+    seeds: Seeds | None = None
     stages: Annotated[int, Field(ge=1, le=STAGES)] | None = None
     max_steps: Positive | None = None
 
@@ -106,7 +119,7 @@ class Evaluation(_Model):
 class Scale(_Model):
     protocol: ProtocolName
     precision: Literal["float32", "tf32", "bfloat16", "float64"]
-    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    seeds: Seeds
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
     evaluation: Evaluation

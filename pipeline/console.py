@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-
-from tqdm import tqdm
+from typing import Any
 
 LINE_SECONDS = 30.0
 
@@ -17,9 +16,7 @@ class ProgressMeter:
         self._label, self._total, self._unit = label, total, unit
         self._done = self._skipped = 0
         self._start = self._last = time.monotonic()
-        self._bar = None
-        if sys.stderr.isatty():
-            self._bar = tqdm(total=total, desc=label, unit=f" {unit}s", dynamic_ncols=True, smoothing=0.1)
+        self._bar = _bar(total, label, unit) if sys.stderr.isatty() else None
 
     def skip(self, count: int) -> None:
         """Count work that was done before: it says nothing about the rate."""
@@ -36,7 +33,7 @@ class ProgressMeter:
             self._last = time.monotonic()
             rate = self._done / (self._last - self._start)
             position = self._skipped + self._done
-            left = _clock((self._total - position) / rate)
+            left = clock((self._total - position) / rate)
             print(
                 f"{self._label}: {position:,} of {self._total:,} {self._unit}s, {_rate(rate)}, {left} left",
                 file=sys.stderr,
@@ -48,11 +45,21 @@ class ProgressMeter:
             self._bar.close()
 
 
+def _bar(total: int, label: str, unit: str) -> Any:
+    """A tqdm bar; None on a machine without tqdm, where lines do."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm(total=total, desc=label, unit=f" {unit}s", dynamic_ncols=True, smoothing=0.1)
+
+
 def _rate(per_second: float) -> str:
     return f"{per_second:,.0f}/s" if per_second >= 1 else f"{60 * per_second:.1f}/min"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """`5:03` or `1:05:03`."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

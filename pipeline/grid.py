@@ -2,25 +2,29 @@
 
     python -m pipeline.grid
 
-writes `cohorts/`, which DVC and training read: one file per cohort, and `index.json` for dvc.yaml.
+writes `cohorts/`, which DVC and training read: one file per cohort, and `index.json` for dvc.yaml. `--params` and
+`--cohorts` name others, for experiments outside DVC (checks/).
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Experiment, Params, RunReference, Setting, load_params
+from pipeline.cohorts import COHORTS, INDEX, load_cohorts
+from pipeline.config import Experiment, Params, Part, RunReference, Scale, Setting, load_params
 from pipeline.data.datasets import DATASETS
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
 from pipeline.protocol import PROTOCOLS
 from pipeline.schedule import burda_schedule
-from pipeline.spec import CohortSpec, EvaluationSpec, RunSpec, Stage
+from pipeline.spec import CohortSpec, RunSpec, Stage
 
-PARAMS, COHORTS = Path("params.yaml"), Path("cohorts")
+PARAMS = Path("params.yaml")
 LATENT = {1: (50,), 2: (100, 50)}
 """Units of the stochastic layers, bottom first; Burda section 5."""
 
@@ -30,8 +34,10 @@ def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int)
     return f"{objective}-M{M}-K{K}{extra}-s{seed}"
 
 
-def cohort_name(experiment: str, dataset: str, layers: int, T: int) -> str:
-    return f"{experiment}-{dataset}-{layers}L-T{T}"
+def cohort_name(experiment: str, dataset: str, layers: int, T: int, seeds: Sequence[int] = (0,)) -> str:
+    """Seeds other than 0 alone are named, so that the cohort of a new seed has a name of its own."""
+    further = "" if list(seeds) == [0] else "-s" + "-".join(map(str, seeds))
+    return f"{experiment}-{dataset}-{layers}L-T{T}{further}"
 
 
 def _check_objective(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
@@ -69,6 +75,20 @@ def _settings(where: str, experiment: Experiment) -> list[tuple[Setting, int, in
     return found
 
 
+Crossed = tuple[list[int], str, int, tuple[Setting, int, int, float | None], int]
+
+
+def _seeds(scale: Scale, part: Part) -> list[list[int]]:
+    return part.seeds or scale.seeds
+
+
+def _crossed(scale: Scale, part: Part, settings: list[tuple[Setting, int, int, float | None]]) -> Iterator[Crossed]:
+    """Every run of a part as (the seeds that train together, dataset, layers, setting, seed); further seeds last."""
+    for seeds in _seeds(scale, part):
+        for dataset, layers, setting, seed in itertools.product(part.datasets, part.layers, settings, seeds):
+            yield seeds, dataset, layers, setting, seed
+
+
 def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec]:
     """All cohorts by key (`quick/burda-table1-mnist-1L-T50`), in the order of the file.
 
@@ -84,12 +104,9 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
             protocol = PROTOCOLS[protocol_name]
             schedule = burda_schedule(protocol.rounded_learning_rates)[: part.stages or scale.stages]
             own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
-            seeds = part.seeds or scale.seeds
-            for dataset, layers, (setting, M, K, parameter), seed in itertools.product(
-                part.datasets, part.layers, settings, seeds
-            ):
+            for seeds, dataset, layers, (setting, M, K, parameter), seed in _crossed(scale, part, settings):
                 info = DATASETS[dataset]
-                name = cohort_name(experiment_name, dataset, layers, M * K)
+                name = cohort_name(experiment_name, dataset, layers, M * K, seeds)
                 key = f"{scale_name}/{name}"
                 owners[key] = (scale_name, experiment_name, name)
                 cohorts.setdefault(key, []).append(
@@ -108,7 +125,7 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
                         schedule=own_schedule or schedule,
                         max_steps=part.max_steps or scale.max_steps,
                         precision=scale.precision,
-                        continues=_continued(scale_name, dataset, layers, seed, setting.after),
+                        continues=_continued(scale_name, scale, dataset, layers, seed, setting.after),
                         algorithm_version=params.algorithm_version,
                     )
                 )
@@ -118,11 +135,15 @@ def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec
     return built
 
 
-def _continued(scale: str, dataset: str, layers: int, seed: int, after: RunReference | None) -> str | None:
+def _continued(
+    scale_name: str, scale: Scale, dataset: str, layers: int, seed: int, after: RunReference | None
+) -> str | None:
     if after is None:
         return None
-    cohort = cohort_name(after.experiment, dataset, layers, after.M * after.K)
-    return f"{scale}/{cohort}/{run_name(after.objective, after.M, after.K, after.parameter, seed)}"
+    part = scale.experiments.get(after.experiment)
+    together = next((seeds for seeds in _seeds(scale, part) if seed in seeds), None) if part else None
+    cohort = cohort_name(after.experiment, dataset, layers, after.M * after.K, together or [seed])
+    return f"{scale_name}/{cohort}/{run_name(after.objective, after.M, after.K, after.parameter, seed)}"
 
 
 def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Path) -> None:
@@ -146,7 +167,10 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
 
 
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
-    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key."""
+    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key.
+
+    `order` keeps the order of params.yaml, in which the launcher works: JSON files have their keys sorted.
+    """
 
     def entry(cohort: CohortSpec) -> dict[str, str]:
         brief = {"scale": cohort.scale, "name": cohort.name, "dataset": cohort.dataset}
@@ -155,6 +179,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
     return {
         "params_digest": params.digest(),
+        "order": list(cohorts),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
         "evaluations": {name: scale.evaluation.model_dump() for name, scale in params.scales.items()},
@@ -168,7 +193,7 @@ def write_cohorts(params: Params, folder: Path) -> int:
     """Write `folder` anew where it differs; returns how many files changed."""
     cohorts = build_cohorts(params)
     wanted = {folder / f"{key}.json": cohort.to_json() for key, cohort in cohorts.items()}
-    wanted[folder / "index.json"] = index(params, cohorts)
+    wanted[folder / INDEX] = index(params, cohorts)
     stale = set(folder.rglob("*.json")) - set(wanted)
     for path in stale:
         path.unlink()
@@ -178,43 +203,27 @@ def write_cohorts(params: Params, folder: Path) -> int:
     return len(changed) + len(stale)
 
 
-def load_cohort(folder: Path, key: str) -> CohortSpec:
-    """Raises: UserError naming the key when there is no such cohort."""
-    path = folder / f"{key}.json"
-    if not path.exists():
-        known = ", ".join(sorted(load_cohorts(folder)))
-        raise UserError(f"unknown cohort {key!r}; known: {known}")
-    return CohortSpec.from_json(read_json(path))
-
-
-def load_cohorts(folder: Path) -> dict[str, CohortSpec]:
-    """Every cohort in `folder` by key."""
-    paths = sorted(path for path in folder.rglob("*.json") if path.name != "index.json")
-    cohorts = [CohortSpec.from_json(read_json(path)) for path in paths]
-    return {cohort.key: cohort for cohort in cohorts}
-
-
-def load_evaluation(folder: Path, scale: str) -> EvaluationSpec:
-    return EvaluationSpec(**read_json(folder / "index.json")["evaluations"][scale])
-
-
 def check_in_step(params: Params, folder: Path) -> None:
     """Raises: UserError when `folder` was not written from these parameters."""
-    path = folder / "index.json"
+    path = folder / INDEX
     if not path.exists() or read_json(path)["params_digest"] != params.digest():
         raise UserError(f"{folder}/ is out of step with {PARAMS}: run `python -m pipeline.grid`, then dvc repro again")
 
 
 def main() -> None:
-    params = load_params(PARAMS)
+    parser = argparse.ArgumentParser(prog="python -m pipeline.grid", description="Write cohorts/ from params.yaml.")
+    parser.add_argument("--params", type=Path, default=PARAMS, help="a parameter file (params.yaml)")
+    parser.add_argument("--cohorts", type=Path, default=COHORTS, help="where to write (cohorts)")
+    arguments = parser.parse_args()
+    params = load_params(arguments.params)
     if params.device == "cuda":
         from pipeline.device import resolve_device
 
         resolve_device("cuda")
-    changed = write_cohorts(params, COHORTS)
-    cohorts = load_cohorts(COHORTS)
+    changed = write_cohorts(params, arguments.cohorts)
+    cohorts = load_cohorts(arguments.cohorts)
     runs = sum(len(cohort.runs) for cohort in cohorts.values())
-    print(f"{COHORTS}/: {len(cohorts)} cohorts, {runs} runs; {changed or 'no'} files changed")
+    print(f"{arguments.cohorts}/: {len(cohorts)} cohorts, {runs} runs; {changed or 'no'} files changed")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""Stopping cleanly: SIGINT and SIGTERM set a flag that long work looks at between steps."""
+"""Stopping cleanly: SIGINT, SIGTERM and a time limit set a flag that long work looks at between steps."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 _requested: int | None = None
 _parent: int | None = None
+_deadline: float | None = None
 
 
 def _request(number: int, frame: FrameType | None) -> None:
@@ -27,5 +29,17 @@ def listen(parent: int | None = None) -> None:
     signal.signal(signal.SIGTERM, _request)
 
 
+def stop_after(seconds: float) -> None:
+    """Also stop this process, and what it starts, when so much time has passed."""
+    global _deadline
+    _deadline = time.monotonic() + seconds
+
+
+def signalled() -> bool:
+    """Whether SIGINT or SIGTERM came."""
+    return _requested is not None
+
+
 def stop_requested() -> bool:
-    return _requested is not None or (_parent is not None and os.getppid() != _parent)
+    orphaned = _parent is not None and os.getppid() != _parent
+    return signalled() or orphaned or (_deadline is not None and time.monotonic() >= _deadline)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -27,6 +27,10 @@ LOCK_SECONDS, LOCK_VARIABLE = 10.0, "ELBO_LOCK_SECONDS"
 """Workers of a killed trainer notice within a few steps; so long a new trainer waits for them."""
 
 
+class Busy(UserError):
+    """Another process works on the cohort."""
+
+
 def store_folder() -> Path:
     return Path(os.environ.get(STORE_VARIABLE, DEFAULT_STORE))
 
@@ -37,16 +41,41 @@ def training_folder(runs: Path, key: str) -> Path:
 
 
 def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -> list[Job]:
-    """The runs of a cohort with their digests and folders in the store.
+    """The runs of a cohort with their digests and folders in the store; what they continue lies under `runs`.
 
     Raises: UserError when a run that one of them continues is missing or diverged.
     """
+
+    def run_folder(reference: str) -> Path:
+        key, _, name = reference.rpartition("/")
+        return training_folder(runs, key) / name
+
+    return jobs_continuing(cohort, data_digest, store, run_folder)
+
+
+def stored_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], data_digest: str, store: Path) -> list[Job]:
+    """As `cohort_jobs`, where the store is all there is: what the runs continue lies in it too.
+
+    Raises: UserError as `cohort_jobs`.
+    """
+
+    def run_folder(reference: str) -> Path:
+        key, _, name = reference.rpartition("/")
+        jobs = stored_jobs(cohorts[key], cohorts, data_digest, store)
+        return next(job.finished for job in jobs if job.spec.name == name)
+
+    return jobs_continuing(cohort, data_digest, store, run_folder)
+
+
+def jobs_continuing(
+    cohort: CohortSpec, data_digest: str, store: Path, run_folder: Callable[[str], Path]
+) -> list[Job]:
+    """The jobs of a cohort; `run_folder(reference)` is where a finished run lies that one of them continues."""
     jobs = []
     for run in cohort.runs:
         source, source_digest = None, None
         if run.continues is not None:
-            key, _, name = run.continues.rpartition("/")
-            source = training_folder(runs, key) / name
+            source = run_folder(run.continues)
             content = read_run(source)
             if content["status"] != "finished":
                 raise UserError(f"{cohort.key}/{run.name} continues {run.continues}, which {content['status']}")
@@ -57,20 +86,24 @@ def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -
 
 
 @contextmanager
-def cohort_lock(store: Path, key: str) -> Iterator[None]:
+def cohort_lock(store: Path, key: str, wait_seconds: float | None = None) -> Iterator[None]:
     """Keep every other process out of a cohort. The lock goes when its holder and the holder's workers are gone.
 
-    Raises: UserError naming the process that holds it.
+    `wait_seconds`: how long to wait for it; None for ELBO_LOCK_SECONDS, or 10.
+
+    Raises: Busy naming the process that holds it.
     """
+    if wait_seconds is None:
+        wait_seconds = float(os.environ.get(LOCK_VARIABLE, LOCK_SECONDS))
     path = store / "locks" / f"{key.replace('/', '-')}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     holder = path.with_suffix(".pid")
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=float(os.environ.get(LOCK_VARIABLE, LOCK_SECONDS)))
+        lock.acquire(timeout=wait_seconds)
     except Timeout as error:
         pid = holder.read_text().strip() if holder.exists() else "unknown"
-        raise UserError(
+        raise Busy(
             f"{key}: process {pid} is working on this cohort (was its dvc killed?);"
             f" wait for it to end or stop it (kill {pid}), then run the same command again: nothing is lost"
         ) from error

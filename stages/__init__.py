@@ -6,12 +6,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
+from pipeline.cohorts import COHORTS
 from pipeline.config import load_params
 from pipeline.errors import UserError
-from pipeline.grid import COHORTS, PARAMS, check_in_step
+from pipeline.grid import PARAMS, check_in_step
 from pipeline.workers import Stopped
 
 FORCE_VARIABLE = "FORCE"
@@ -46,7 +46,3 @@ def asked_for(variable: str) -> bool:
 def forced() -> bool:
     """Whether the user asked (FORCE=1) to compute again what the store already holds."""
     return asked_for(FORCE_VARIABLE)
-
-
-def binarized(dataset: str) -> Path:
-    return Path("data/binarized") / dataset

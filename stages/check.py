@@ -5,7 +5,8 @@ A stage of its own, because DVC runs no other one when params.yaml alone has cha
 
 from __future__ import annotations
 
-from pipeline.grid import COHORTS, PARAMS
+from pipeline.cohorts import COHORTS
+from pipeline.grid import PARAMS
 from stages import run_stage
 
 

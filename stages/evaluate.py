@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
+from pipeline.cohorts import COHORTS, RUNS, load_cohort, load_evaluation
 from pipeline.config import load_params
-from pipeline.console import ProgressMeter
 from pipeline.device import this_machine
-from pipeline.evaluation.cohort import evaluate_cohort, finished_runs, result_of
-from pipeline.grid import COHORTS, PARAMS, load_cohort, load_evaluation
-from pipeline.results import save_results
+from pipeline.evaluation.cohort import finished_runs
+from pipeline.grid import PARAMS
+from pipeline.provenance import origin
 from pipeline.store import store_folder, training_folder
-from stages import binarized, forced, run_stage
-from stages.train import RUNS
+from pipeline.work import evaluate_waiting
+from stages import forced, run_stage
 
 
 def main() -> None:
@@ -29,13 +28,10 @@ def main() -> None:
     if forced():
         for run in runs:
             run.target.with_suffix(".json").unlink(missing_ok=True)
-    meter = ProgressMeter(f"{cohort.key} evaluation", len(runs), "run")
-    try:
-        evaluate_cohort(runs, binarized(cohort.dataset), machine, spec, lambda name: meter.advance(1))
-    finally:
-        meter.close()
-    save_results(Path("reports") / cohort.scale / "results" / cohort.name, [result_of(cohort, run) for run in runs])
-    print(f"{cohort.key}: {len(runs)} runs evaluated, {time.monotonic() - start:.0f} s")
+    evaluated = evaluate_waiting(cohort, runs, machine, spec, origin("stages.evaluate"))
+    stored = len(runs) - evaluated
+    took = time.monotonic() - start
+    print(f"{cohort.key}: {evaluated} runs evaluated, {stored} taken from the store, {took:.0f} s")
 
 
 if __name__ == "__main__":

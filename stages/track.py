@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pipeline.cohorts import COHORTS, load_cohorts
 from pipeline.errors import UserError
 from pipeline.files import write_json
-from pipeline.grid import COHORTS, load_cohorts
 from pipeline.published import published_value
 from pipeline.results import RunResult, load_results
 from pipeline.tracking import STORE, publish

@@ -7,37 +7,30 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from pathlib import Path
 
+from pipeline.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts
 from pipeline.config import load_params
-from pipeline.console import ProgressMeter
 from pipeline.data.datasets import load_dataset
 from pipeline.device import Machine, this_machine
 from pipeline.errors import UserError
-from pipeline.grid import COHORTS, PARAMS, load_cohort, load_cohorts
+from pipeline.grid import PARAMS
+from pipeline.provenance import origin
 from pipeline.spec import CohortSpec
 from pipeline.store import cohort_jobs, cohort_lock, copy_finished, forget, store_folder, training_folder
 from pipeline.tracking import LiveTracker
-from pipeline.training.cohort import estimated_hours, train_jobs
+from pipeline.training.cohort import estimated_hours
 from pipeline.training.state import Job, read_run
 from pipeline.training.train import Progress, history_rows
-from stages import asked_for, binarized, forced, run_stage
+from pipeline.work import Pace, diverged, train_waiting
+from stages import asked_for, forced, run_stage
 
-RUNS = Path("runs")
 SLOW_VARIABLE = "ELBO_ALLOW_SLOW"
 LONG_RUN_STEPS = 200_000
 """Cohorts with fewer steps than this are trained without asking how long the whole scale takes."""
 TOO_LONG_HOURS = 24.0
-
-
-def git_revision() -> str | None:
-    """The commit, with `-dirty` where files differ from it; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() or None
 
 
 def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
@@ -59,26 +52,17 @@ def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> Non
 
 def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
     """Train the unfinished jobs with progress on the console and in MLflow."""
-    dataset = load_dataset(binarized(cohort.dataset))
-    revision = git_revision()
-    facts = {"git_revision": revision, "data": dataset.info, "workers": machine.workers}
+    facts = origin("stages.train")
     waiting = [job for job in jobs if not job.is_finished]
-    meter = ProgressMeter(cohort.key, sum(job.spec.total_steps for job in waiting), "run-step")
-    seen: dict[str, int] = {}
     tracker: LiveTracker | None = None
 
     def start_tracker() -> None:
         # Importing MLflow takes seconds; the workers train meanwhile.
         nonlocal tracker
         digests = {job.spec.name: job.digest for job in waiting}
-        tracker = LiveTracker(Path.cwd(), cohort, digests, os.environ.get("DVC_STAGE"), revision)
+        tracker = LiveTracker(Path.cwd(), cohort, digests, os.environ.get("DVC_STAGE"), facts["git_revision"])
 
     def on_progress(progress: Progress) -> None:
-        if progress.run not in seen:
-            meter.skip(progress.step)
-        else:
-            meter.advance(progress.step - seen[progress.run])
-        seen[progress.run] = progress.step
         if tracker is not None and progress.rows:
             tracker.log(progress.run, history_rows(progress.rows))
         if tracker is not None and progress.finished:
@@ -86,9 +70,8 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
             tracker.finish(progress.run, status)
 
     try:
-        train_jobs(jobs, binarized(cohort.dataset), machine, facts, on_progress, start_tracker)
+        train_waiting(cohort, jobs, binarized(cohort.dataset), machine, facts, Pace(), on_progress, start_tracker)
     finally:
-        meter.close()
         if tracker is not None:
             tracker.close()
 
@@ -110,9 +93,8 @@ def main() -> None:
             check_duration(cohort, waiting, machine)
             train(cohort, jobs, machine)
         copy_finished(jobs, training_folder(RUNS, cohort.key))
-    for job in jobs:
-        if (status := read_run(job.finished)["status"]) != "finished":
-            print(f"warning: {cohort.key}/{job.spec.name} {status}", file=sys.stderr)
+    for line in diverged(cohort, jobs):
+        print(f"warning: {line}", file=sys.stderr)
     stored = len(jobs) - len(waiting)
     took = time.monotonic() - start
     print(f"{cohort.key}: {len(waiting)} runs trained, {stored} taken from the store, {took:.0f} s")

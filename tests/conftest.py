@@ -65,6 +65,7 @@ def own_signal_handling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Working in parallel takes over this process's handlers; what one test asks to stop must not stop the next."""
     monkeypatch.setattr(interruption, "_requested", None)
     monkeypatch.setattr(interruption, "_parent", None)
+    monkeypatch.setattr(interruption, "_deadline", None)
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
     for number, handler in before.items():

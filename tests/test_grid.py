@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.cohorts import load_cohort, load_cohorts, load_evaluation
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
 from pipeline.files import read_json
@@ -17,9 +18,6 @@ from pipeline.grid import (
     check_in_step,
     cohort_name,
     index,
-    load_cohort,
-    load_cohorts,
-    load_evaluation,
     run_name,
     write_cohorts,
 )

@@ -42,20 +42,32 @@ class Finished:
     def diverged(self) -> bool:
         return bool(self.content["status"] != "finished")
 
+    @property
+    def is_evaluated(self) -> bool:
+        """Nothing is left to compute: its numbers are in the store, or it diverged and has none."""
+        return self.diverged or self.target.with_suffix(".json").exists()
+
+
+def finished_run(folder: Path, store: Path, spec: EvaluationSpec) -> Finished:
+    """The run directory at `folder`, with its evaluation's place in the store."""
+    content = read_run(folder)
+    own = evaluation_digest(spec, content["digest"])
+    return Finished(folder, content, own, store / content["digest"] / f"evaluation-{own}")
+
 
 def finished_runs(cohort: CohortSpec, training: Path, store: Path, spec: EvaluationSpec) -> list[Finished]:
     """The cohort's run directories under `training`, in its order."""
-    found = []
-    for run in cohort.runs:
-        content = read_run(training / run.name)
-        own = evaluation_digest(spec, content["digest"])
-        target = store / content["digest"] / f"evaluation-{own}"
-        found.append(Finished(training / run.name, content, own, target))
-    return found
+    return [finished_run(training / run.name, store, spec) for run in cohort.runs]
 
 
 def _evaluate(
-    runs: list[Finished], send: Callable[[str], None], *, data: Path, machine: Machine, spec: EvaluationSpec
+    runs: list[Finished],
+    send: Callable[[str], None],
+    *,
+    data: Path,
+    machine: Machine,
+    spec: EvaluationSpec,
+    facts: dict[str, Any],
 ) -> None:
     def check() -> None:
         if stop_requested():
@@ -64,21 +76,28 @@ def _evaluate(
     dataset = load_dataset(data)
     grey, bits = dataset.train_images, dataset.test_bits
     for run in runs:
-        evaluate_run(run.folder, run.spec, spec, grey, bits, machine.device, run.target, check)
+        evaluate_run(run.folder, run.spec, spec, grey, bits, machine.device, run.target, facts, check)
         send(run.spec.name)
 
 
 def evaluate_cohort(
-    runs: list[Finished], data: Path, machine: Machine, spec: EvaluationSpec, on_run: Callable[[str], None]
+    runs: list[Finished],
+    data: Path,
+    machine: Machine,
+    spec: EvaluationSpec,
+    facts: dict[str, Any],
+    on_run: Callable[[str], None],
 ) -> None:
     """Evaluate the runs that are not in the store yet. `on_run(name)` is called as each one ends.
 
+    `facts` goes into every evaluation's record beside what is measured.
+
     Raises: UserError with what went wrong; Stopped after SIGINT or SIGTERM.
     """
-    waiting = [run for run in runs if not run.diverged and not run.target.with_suffix(".json").exists()]
+    waiting = [run for run in runs if not run.is_evaluated]
     # A GPU is set up once for all runs: that takes longer than an evaluation.
     items = [waiting] if machine.device.type == "cuda" and waiting else [[run] for run in waiting]
-    task = partial(_evaluate, data=data, machine=machine, spec=spec)
+    task = partial(_evaluate, data=data, machine=machine, spec=spec, facts=facts)
 
     def name(runs: list[Finished]) -> str:
         return ", ".join(run.spec.name for run in runs)

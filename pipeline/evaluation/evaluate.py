@@ -114,16 +114,19 @@ def evaluate_run(
     test_bits: NDArray[np.uint8],
     device: torch.device,
     target: Path,
+    facts: dict[str, Any],
     between_passes: Callable[[], None] = lambda: None,
 ) -> None:
     """Evaluate the weights in `run_folder` and write `<target>.json` and `<target>.npz`; the JSON comes last.
+
+    `facts` (revision, command) is recorded beside what is measured here.
 
     Raises: UserError naming the weights file when it is missing or unreadable.
     """
     start = time.monotonic()
     flat = read_weights(run_folder / WEIGHTS, run.latent).to(device)
     metrics, arrays = evaluate_weights(flat, run, spec, train_images, test_bits, between_passes)
-    facts = {
+    measured = {
         "wall_s": round(time.monotonic() - start, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
@@ -131,4 +134,4 @@ def evaluate_run(
     }
     with atomic_path(target.with_suffix(".npz")) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    write_json(target.with_suffix(".json"), {"metrics": metrics, "evaluation": facts})
+    write_json(target.with_suffix(".json"), {"metrics": metrics, "evaluation": {**facts, **measured}})

@@ -51,6 +51,7 @@ def _train_stack(
     facts: dict[str, Any],
 ) -> None:
     images = device_images(data, machine.device)
+    facts = {**facts, "stacked": len(jobs)}
     train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds, machine.engine)
 
 

@@ -103,6 +103,20 @@ def load_checkpoint(path: Path) -> RunState | None:
         raise UserError(f"{path}: not a readable checkpoint ({error}); delete it to start this run anew") from error
 
 
+def checkpoint_step(path: Path) -> int:
+    """How many updates a checkpoint holds, 0 where there is none; reads a few bytes.
+
+    Raises: UserError naming the file when it cannot be read.
+    """
+    if not path.exists():
+        return 0
+    try:
+        with safe_open(path, framework="pt") as stream:
+            return int(json.loads(stream.metadata()["state"])["step"])
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not a readable checkpoint ({error}); delete it to start this run anew") from error
+
+
 def read_weights(path: Path, latent: tuple[int, ...]) -> Tensor:
     """One row of a parameter buffer, [count], from a file that `save_weights` wrote.
 

@@ -75,5 +75,5 @@ def test_digest_follows_run_and_settings() -> None:
 def test_missing_weights_name_the_file_and_leave_nothing(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     device = torch.device("cpu")
     with pytest.raises(UserError, match=r"weights\.safetensors: missing"):
-        evaluate_run(tmp_path / "run", make_run(), SPEC, grey_images, grey_images, device, tmp_path / "evaluation")
+        evaluate_run(tmp_path / "run", make_run(), SPEC, grey_images, grey_images, device, tmp_path / "evaluation", {})
     assert list(tmp_path.iterdir()) == []

@@ -41,7 +41,7 @@ class Trained:
     def evaluate(self, spec: EvaluationSpec = SPEC) -> list[str]:
         """The names of the runs that were computed."""
         seen: list[str] = []
-        evaluate_cohort(self.runs(spec), self.data, MACHINE, spec, seen.append)
+        evaluate_cohort(self.runs(spec), self.data, MACHINE, spec, {"command": "x"}, seen.append)
         return sorted(seen)
 
 
