@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,43 +45,35 @@ def cohort_jobs(cohort: CohortSpec, data_digest: str, store: Path, runs: Path) -
 
     Raises: UserError when a run that one of them continues is missing or diverged.
     """
-
-    def run_folder(reference: str) -> Path:
-        key, _, name = reference.rpartition("/")
-        return training_folder(runs, key) / name
-
-    return jobs_continuing(cohort, data_digest, store, run_folder)
-
-
-def stored_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], data_digest: str, store: Path) -> list[Job]:
-    """As `cohort_jobs`, where the store is all there is: what the runs continue lies in it too.
-
-    Raises: UserError as `cohort_jobs`.
-    """
-
-    def run_folder(reference: str) -> Path:
-        key, _, name = reference.rpartition("/")
-        jobs = stored_jobs(cohorts[key], cohorts, data_digest, store)
-        return next(job.finished for job in jobs if job.spec.name == name)
-
-    return jobs_continuing(cohort, data_digest, store, run_folder)
-
-
-def jobs_continuing(
-    cohort: CohortSpec, data_digest: str, store: Path, run_folder: Callable[[str], Path]
-) -> list[Job]:
-    """The jobs of a cohort; `run_folder(reference)` is where a finished run lies that one of them continues."""
     jobs = []
     for run in cohort.runs:
         source, source_digest = None, None
         if run.continues is not None:
-            source = run_folder(run.continues)
+            key, _, name = run.continues.rpartition("/")
+            source = training_folder(runs, key) / name
             content = read_run(source)
             if content["status"] != "finished":
                 raise UserError(f"{cohort.key}/{run.name} continues {run.continues}, which {content['status']}")
             source_digest = content["digest"]
         own = digest(run, data_digest, source_digest)
         jobs.append(Job(run, own, store / own, source))
+    return jobs
+
+
+def stored_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], data_digest: str, store: Path) -> list[Job]:
+    """The same jobs where the store is all there is: what a run continues lies in it too, finished or not yet.
+
+    `cohorts`: every cohort by key, since the digest of a run takes in those of the runs before it.
+    """
+    jobs = []
+    for run in cohort.runs:
+        source = None
+        if run.continues is not None:
+            key, _, name = run.continues.rpartition("/")
+            earlier = stored_jobs(cohorts[key], cohorts, data_digest, store)
+            source = next(job for job in earlier if job.spec.name == name)
+        own = digest(run, data_digest, None if source is None else source.digest)
+        jobs.append(Job(run, own, store / own, None if source is None else source.finished))
     return jobs
 
 

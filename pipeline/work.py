@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pipeline.cohorts import binarized, results_folder
@@ -61,7 +60,6 @@ class Pace:
 def train_waiting(
     cohort: CohortSpec,
     jobs: list[Job],
-    data: Path,
     machine: Machine,
     facts: dict[str, Any],
     pace: Pace,
@@ -85,6 +83,7 @@ def train_waiting(
         pace.note(progress.run, progress.step, time.monotonic())
         on_progress(progress)
 
+    data = binarized(cohort.dataset)
     recorded = {**facts, "data": load_dataset(data).info, "workers": machine.workers}
     try:
         train_jobs(jobs, data, machine, recorded, note, started)

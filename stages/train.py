@@ -70,7 +70,7 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
             tracker.finish(progress.run, status)
 
     try:
-        train_waiting(cohort, jobs, binarized(cohort.dataset), machine, facts, Pace(), on_progress, start_tracker)
+        train_waiting(cohort, jobs, machine, facts, Pace(), on_progress, start_tracker)
     finally:
         if tracker is not None:
             tracker.close()

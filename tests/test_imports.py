@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,42 @@ from tests.conftest import ROOT
 
 HEAVY = {"pandas", "matplotlib", "seaborn", "mlflow", "dvc", "pydantic", "yaml", "scipy", "PIL", "pooch", "requests"}
 LIGHT_STAGES = ["stages.check", "stages.download", "stages.binarize", "stages.report", "stages.track"]
+
+
+# Runs the module named first, with the arguments that follow, where only what comes with the three packages is there.
+BARE = """
+import importlib.abc, re, runpy, sys
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+def with_requirements(name, found):
+    if plain(name) in found:
+        return
+    try:
+        lines = requires(name) or []
+    except PackageNotFoundError:
+        return
+    found.add(plain(name))
+    for line in lines:
+        if "extra ==" not in line:
+            with_requirements(re.match(r"[A-Za-z0-9._-]+", line).group(), found)
+
+there = set()
+for name in ("torch", "numpy", "safetensors"):
+    with_requirements(name, there)
+refused = {module for module, names in packages_distributions().items() if not {plain(name) for name in names} & there}
+
+class Refusal(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in refused - {"pipeline", "stages"}:
+            raise ModuleNotFoundError(f"{name} is not on a bare machine")
+
+sys.meta_path.insert(0, Refusal())
+sys.argv = sys.argv[1:]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def imported(modules: list[str]) -> set[str]:
@@ -22,6 +60,26 @@ def imported(modules: list[str]) -> set[str]:
 def test_training_and_evaluation_need_torch_numpy_and_safetensors_alone() -> None:
     found = imported(["pipeline.training.cohort", "pipeline.evaluation.cohort"]) & HEAVY
     assert found == set()
+
+
+def on_a_bare_machine(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project, by name and arguments, where only torch, numpy and safetensors are installed."""
+    words = [sys.executable, "-c", BARE, *command]
+    own = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return subprocess.run(words, cwd=folder, env=own, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("package", ["tqdm", "pydantic", "yaml"])
+def test_the_bare_machine_of_these_tests_is_bare(package: str, tmp_path: Path) -> None:
+    (tmp_path / "needs.py").write_text(f"import {package}")
+    assert f"{package} is not on a bare machine" in on_a_bare_machine(tmp_path, "needs").stderr
+
+
+def test_the_launcher_needs_torch_numpy_and_safetensors_alone() -> None:
+    command = ("pipeline.launch", "status", "--scale", "quick", "--device", "cpu")
+    done = on_a_bare_machine(ROOT, *command)
+    assert done.returncode == 0, done.stderr
+    assert "quick/burda-table1-mnist-1L-T50" in done.stdout
 
 
 @pytest.mark.parametrize("module", LIGHT_STAGES)

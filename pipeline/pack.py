@@ -1,0 +1,164 @@
+"""Carrying runs between machines in one tar file: finished runs, their evaluations, and checkpoints of unfinished ones.
+
+    manifest.json                     specs, data digests, and the SHA-256 of every file
+    <run digest>/run/...              a finished run
+    <run digest>/checkpoint.safetensors, stage-<i>.safetensors
+    <run digest>/evaluation-<digest>.json, .npz
+    pace/...                          speeds measured on the machine
+
+Nothing is taken from a file before it was verified, and nothing that the store already has is replaced by less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.cohorts import binarized
+from pipeline.data.datasets import load_dataset
+from pipeline.errors import UserError
+from pipeline.files import atomic_path
+from pipeline.provenance import code_revision
+from pipeline.spec import CohortSpec, RunSpec, digest
+from pipeline.store import cohort_lock, stored_jobs
+from pipeline.training.state import CHECKPOINT, RUN_JSON, Job, checkpoint_step
+
+MANIFEST = "manifest.json"
+BUSY_SECONDS = 2.0
+
+
+def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path) -> str:
+    """Write what the store holds of the chosen cohorts into `target`; returns a sentence that says what it was.
+
+    Raises: UserError when there is nothing, or another process still works on one of the cohorts.
+    """
+    with ExitStack() as locks:
+        jobs: dict[str, dict[str, Any]] = {}
+        for cohort in chosen:
+            folder = binarized(cohort.dataset)
+            if not folder.exists():
+                continue
+            data_digest = load_dataset(folder).digest
+            own = [job for job in stored_jobs(cohort, cohorts, data_digest, store) if _files(job)]
+            if own:
+                locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
+            for job in own:
+                jobs[job.digest] = {
+                    "cell": f"{cohort.key}/{job.spec.name}",
+                    "spec": job.spec.to_json(),
+                    "data": data_digest,
+                    "continues": None if job.continues is None else job.continues.parent.name,
+                }
+        if not jobs:
+            raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
+        paths = [path for own in jobs for path in sorted((store / own).rglob("*")) if _carried(path)]
+        paths += sorted((store / "pace").glob("*.json"))
+        sums: dict[str, str] = {}
+        with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
+            for path in paths:
+                content = path.read_bytes()
+                name = path.relative_to(store).as_posix()
+                sums[name] = hashlib.sha256(content).hexdigest()
+                _add(archive, name, content)
+            manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
+            _add(archive, MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    finished = sum((store / own / "run" / RUN_JSON).exists() for own in jobs)
+    return (
+        f"{target}: {finished} finished runs, {len(jobs) - finished} checkpoints, {target.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _files(job: Job) -> bool:
+    return job.is_finished or (job.folder / CHECKPOINT).exists()
+
+
+def _carried(path: Path) -> bool:
+    """A file that belongs to the state, and no left-over of a process that was killed while it wrote."""
+    return path.is_file() and ".part" not in path.name and "run.part" not in path.parts
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def unpack(source: Path, store: Path) -> str:
+    """Verify a file that `pack` wrote and put its runs into the store; returns a sentence that says what came.
+
+    A finished run that is here already stays; of two checkpoints the one with more updates stays.
+
+    Raises: UserError naming what is wrong with the file; the store is then as it was.
+    """
+    try:
+        with tarfile.open(source) as archive:
+            # Members are read by name and written by us: no path of the archive is ever followed.
+            contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
+            manifest = json.loads(contents.pop(MANIFEST))
+        jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
+    except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a file that `pack` wrote ({error}); bring it over again") from error
+    _verify(source, jobs, sums, contents)
+    building = store / ".unpacking"
+    shutil.rmtree(building, ignore_errors=True)
+    for name, content in contents.items():
+        with atomic_path(building / name) as temporary:
+            temporary.write_bytes(content)
+    counts = {"finished": 0, "begun": 0, "kept": 0}
+    for own in jobs:
+        counts[_register(building / own, store / own)] += 1
+    for path in (building / "pace").glob("*.json"):
+        (store / "pace").mkdir(exist_ok=True)
+        path.replace(store / "pace" / path.name)
+    shutil.rmtree(building)
+    return (
+        f"{source}: {counts['finished']} finished runs and {counts['begun']} checkpoints registered in {store},"
+        f" {counts['kept']} were here already"
+    )
+
+
+def _verify(source: Path, jobs: Mapping[str, Any], sums: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
+    if missing := sums.keys() ^ contents.keys():
+        raise UserError(f"{source}: {sorted(missing)[0]} is in the file or in its manifest alone; bring it over again")
+    for name, content in contents.items():
+        parts = PurePosixPath(name).parts
+        if len(parts) < 2 or ".." in parts or parts[0] not in (*jobs, "pace"):
+            raise UserError(f"{source}: {name} is no part of a run; the file was not written by `pack`")
+        if hashlib.sha256(content).hexdigest() != sums[name]:
+            raise UserError(f"{source}: {name} is damaged (its SHA-256 is not the manifest's); bring it over again")
+    for own, job in jobs.items():
+        spec = RunSpec.from_json(job["spec"])
+        if digest(spec, job["data"], job["continues"]) != own:
+            raise UserError(f"{source}: {job['cell']}: its spec does not give its digest {own}; it is not taken")
+        if (run_json := contents.get(f"{own}/run/{RUN_JSON}")) is not None:
+            run = json.loads(run_json)
+            # Runs of equal specs share a digest whatever their name, which is a label.
+            told = RunSpec.from_json(run["spec"])
+            if run["digest"] != own or digest(told, run["training"]["data"]["digest"], job["continues"]) != own:
+                raise UserError(f"{source}: {job['cell']}: its run.json is of another run; it is not taken")
+
+
+def _register(arrived: Path, folder: Path) -> str:
+    """Move one run's files into its folder; returns what became of them."""
+    kind = "finished" if (arrived / "run" / RUN_JSON).exists() else "begun"
+    there = (folder / "run" / RUN_JSON).exists()
+    if kind == "begun" and (there or checkpoint_step(folder / CHECKPOINT) >= checkpoint_step(arrived / CHECKPOINT)):
+        return "kept"
+    folder.mkdir(parents=True, exist_ok=True)
+    # The checkpoint comes last of the files of an unfinished run, the run directory last of a finished one's.
+    for path in sorted(arrived.iterdir(), key=lambda path: (path.name == CHECKPOINT, path.name == "run")):
+        if path.is_file():
+            path.replace(folder / path.name)
+        elif not there:
+            path.rename(folder / path.name)
+    if kind == "finished":
+        for left in (folder / CHECKPOINT, *folder.glob("stage-*.safetensors")):
+            left.unlink(missing_ok=True)
+    return "kept" if there else kind

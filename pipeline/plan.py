@@ -1,0 +1,191 @@
+"""What is done of each cohort, what is left, and how long that takes at the speed measured on this machine.
+
+Needs torch, numpy and safetensors alone. Speeds are kept in the store:
+
+    <store>/pace/<machine>-<shape>.json    updates a second of a stack of that shape, or seconds an evaluation takes
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from pipeline.cohorts import binarized, results_folder
+from pipeline.data.datasets import load_dataset
+from pipeline.device import Machine
+from pipeline.errors import UserError
+from pipeline.evaluation.cohort import finished_run
+from pipeline.evaluation.evaluate import evaluation_digest
+from pipeline.files import read_json, write_json
+from pipeline.results import RUNS
+from pipeline.spec import CohortSpec, EvaluationSpec
+from pipeline.store import stored_jobs
+from pipeline.training.state import CHECKPOINT, RUN_JSON, Job, checkpoint_step, read_run
+
+RECORDED, DONE, EVALUATE, TRAIN, WAITS, BLOCKED = "recorded", "done", "evaluate", "train", "waits", "blocked"
+"""What a cohort needs. recorded: its results are in `reports/` and the store lacks the runs; waits: another cohort's
+runs come first; blocked: something that this machine cannot mend, which `note` says."""
+AT_END = (RECORDED, DONE)
+RUNNABLE = (EVALUATE, TRAIN)
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a cohort stands."""
+
+    cohort: CohortSpec
+    need: str
+    note: str = ""
+    jobs: tuple[Job, ...] = ()
+    steps: tuple[int, ...] = ()
+    """Updates that each job has made."""
+    evaluated: int = 0
+    seconds_left: float | None = None
+    """Training and evaluation, at speeds measured on this machine; None where a part of it was not timed yet."""
+
+    @property
+    def total_steps(self) -> int:
+        return sum(run.total_steps for run in self.cohort.runs)
+
+    @property
+    def share_trained(self) -> float:
+        return 1.0 if self.need == RECORDED else sum(self.steps) / self.total_steps
+
+
+def machine_name(machine: Machine) -> str:
+    """What speeds depend on: the GPU's name, or the CPU's number of processes."""
+    if machine.device.type == "cuda":
+        return torch.cuda.get_device_name(machine.device)
+    return f"cpu, {machine.workers} processes"
+
+
+def training_shape(cohort: CohortSpec, jobs: list[Job]) -> str:
+    """What the speed of a stack depends on beside the machine: the dataset does not matter."""
+    waiting = sum(not job.is_finished for job in jobs)
+    return f"train {cohort.layers}L T{cohort.T} R{waiting} {cohort.runs[0].precision}"
+
+
+def evaluation_shape(cohort: CohortSpec, spec: EvaluationSpec) -> str:
+    return f"evaluate {cohort.dataset} {cohort.layers}L {evaluation_digest(spec, '')}"
+
+
+def _pace_file(store: Path, machine: Machine, shape: str) -> Path:
+    return store / "pace" / (re.sub(r"[^A-Za-z0-9]+", "-", f"{machine_name(machine)} {shape}") + ".json")
+
+
+def remember(store: Path, machine: Machine, shape: str, value: float) -> None:
+    """Keep a measured speed for the next plans; each file has one number, so launchers side by side do not collide."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(_pace_file(store, machine, shape), {"value": value, "measured": now})
+
+
+def remembered(store: Path, machine: Machine, shape: str) -> float | None:
+    path = _pace_file(store, machine, shape)
+    return float(read_json(path)["value"]) if path.exists() else None
+
+
+def _recorded(cohort: CohortSpec, jobs: list[Job], spec: EvaluationSpec) -> bool:
+    """Whether the results in `reports/` are those of these very runs under this very evaluation."""
+    path = results_folder(cohort.key) / RUNS
+    if not path.exists():
+        return False
+    known = {name: (run["digest"], run["evaluation"].get("digest")) for name, run in read_json(path).items()}
+    return known == {job.spec.name: (job.digest, evaluation_digest(spec, job.digest)) for job in jobs}
+
+
+def standing(
+    cohort: CohortSpec,
+    cohorts: Mapping[str, CohortSpec],
+    spec: EvaluationSpec,
+    store: Path,
+    machine: Machine,
+    again: bool = False,
+) -> Standing:
+    """Where a cohort stands, from the store, the data folder and the committed results (unless `again`)."""
+    try:
+        data_digest = load_dataset(binarized(cohort.dataset)).digest
+    except UserError as error:
+        return Standing(cohort, BLOCKED, str(error))
+    jobs = stored_jobs(cohort, cohorts, data_digest, store)
+    steps = [job.spec.total_steps if job.is_finished else checkpoint_step(job.folder / CHECKPOINT) for job in jobs]
+    runs = [finished_run(job.finished, store, spec) for job in jobs if job.is_finished]
+    evaluated = sum(run.is_evaluated for run in runs)
+    recorded = _recorded(cohort, jobs, spec)
+    if recorded and again and evaluated < len(jobs):
+        recorded = False
+    left = _seconds_left(cohort, jobs, steps, evaluated, spec, lambda shape: remembered(store, machine, shape))
+
+    def stands(need: str, note: str = "") -> Standing:
+        return Standing(cohort, need, note, tuple(jobs), tuple(steps), evaluated, left)
+
+    if evaluated == len(jobs):
+        return stands(DONE if recorded else EVALUATE)
+    if recorded:
+        return stands(RECORDED)
+    if len(runs) == len(jobs):
+        return stands(EVALUATE)
+    for job in jobs:
+        if job.continues is None or job.is_finished:
+            continue
+        if not (job.continues / RUN_JSON).exists():
+            return stands(WAITS, f"continues {job.spec.continues}, which is not finished")
+        if (status := read_run(job.continues)["status"]) != "finished":
+            return stands(BLOCKED, f"continues {job.spec.continues}, which {status}")
+    return stands(TRAIN)
+
+
+def standings(
+    chosen: Sequence[CohortSpec],
+    cohorts: Mapping[str, CohortSpec],
+    evaluations: Mapping[str, EvaluationSpec],
+    store: Path,
+    machine: Machine,
+    again: bool = False,
+) -> list[Standing]:
+    """Where the chosen cohorts stand, in their order. `evaluations`: by scale.
+
+    `again`: results in `reports/` do not count, only what the store holds.
+    """
+
+    def stand(cohort: CohortSpec) -> Standing:
+        return standing(cohort, cohorts, evaluations[cohort.scale], store, machine, again)
+
+    found = []
+    for cohort in chosen:
+        own = stand(cohort)
+        if own.need == WAITS and cohort.continues is not None:
+            source = stand(cohorts[cohort.continues])
+            if source.need == RECORDED:
+                note = f"{own.note} here: only its results are; bring its folder of the store, or train it with --again"
+                own = replace(own, need=BLOCKED, note=note)
+            elif source.need == BLOCKED:
+                own = replace(own, need=BLOCKED, note=f"{own.note}: {source.note}")
+        found.append(own)
+    return found
+
+
+def _seconds_left(
+    cohort: CohortSpec,
+    jobs: list[Job],
+    steps: list[int],
+    evaluated: int,
+    spec: EvaluationSpec,
+    speed: Callable[[str], float | None],
+) -> float | None:
+    """`speed(shape)`: what was measured, or None."""
+    steps_left = sum(job.spec.total_steps - done for job, done in zip(jobs, steps, strict=True))
+    seconds = 0.0
+    if steps_left:
+        if (rate := speed(training_shape(cohort, jobs))) is None:
+            return None
+        seconds += steps_left / rate
+    if evaluated < len(jobs):
+        if (each := speed(evaluation_shape(cohort, spec))) is None:
+            return None
+        seconds += each * (len(jobs) - evaluated)
+    return seconds
