@@ -49,7 +49,10 @@ def load_cohorts(folder: Path) -> dict[str, CohortSpec]:
 
 def load_order(folder: Path) -> list[str]:
     """The keys of all cohorts in the order of params.yaml, which is the order to work in."""
-    order: list[str] = read_json(folder / INDEX)["order"]
+    content = read_json(folder / INDEX)
+    if "order" not in content:
+        raise UserError(f"{folder / INDEX}: written by an older revision; run `python -m pipeline.grid`")
+    order: list[str] = content["order"]
     return order
 
 

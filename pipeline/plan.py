@@ -8,7 +8,7 @@ Needs torch, numpy and safetensors alone. Speeds are kept in the store:
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -45,8 +45,9 @@ class Standing:
     steps: tuple[int, ...] = ()
     """Updates that each job has made."""
     evaluated: int = 0
-    seconds_left: float | None = None
-    """Training and evaluation, at speeds measured on this machine; None where a part of it was not timed yet."""
+    training_left: float | None = None
+    evaluation_left: float | None = None
+    """Seconds, at speeds measured on this machine; None where they were not timed yet."""
 
     @property
     def total_steps(self) -> int:
@@ -118,10 +119,13 @@ def standing(
     recorded = _recorded(cohort, jobs, spec)
     if recorded and again and evaluated < len(jobs):
         recorded = False
-    left = _seconds_left(cohort, jobs, steps, evaluated, spec, lambda shape: remembered(store, machine, shape))
+    rate = remembered(store, machine, training_shape(cohort, jobs))
+    each = remembered(store, machine, evaluation_shape(cohort, spec))
+    training_left = _quotient(sum(run.total_steps for run in cohort.runs) - sum(steps), rate)
+    evaluation_left = _quotient(len(jobs) - evaluated, None if each is None else 1 / each)
 
     def stands(need: str, note: str = "") -> Standing:
-        return Standing(cohort, need, note, tuple(jobs), tuple(steps), evaluated, left)
+        return Standing(cohort, need, note, tuple(jobs), tuple(steps), evaluated, training_left, evaluation_left)
 
     if evaluated == len(jobs):
         return stands(DONE if recorded else EVALUATE)
@@ -169,23 +173,8 @@ def standings(
     return found
 
 
-def _seconds_left(
-    cohort: CohortSpec,
-    jobs: list[Job],
-    steps: list[int],
-    evaluated: int,
-    spec: EvaluationSpec,
-    speed: Callable[[str], float | None],
-) -> float | None:
-    """`speed(shape)`: what was measured, or None."""
-    steps_left = sum(job.spec.total_steps - done for job, done in zip(jobs, steps, strict=True))
-    seconds = 0.0
-    if steps_left:
-        if (rate := speed(training_shape(cohort, jobs))) is None:
-            return None
-        seconds += steps_left / rate
-    if evaluated < len(jobs):
-        if (each := speed(evaluation_shape(cohort, spec))) is None:
-            return None
-        seconds += each * (len(jobs) - evaluated)
-    return seconds
+def _quotient(work: int, rate: float | None) -> float | None:
+    """The seconds that the work takes; None where there is some and its rate is not known."""
+    if not work:
+        return 0.0
+    return None if rate is None else work / rate

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+LAUNCHER = "pipeline.launch"
 REVISION_FILE = Path("REVISION")
 """`git archive` writes the commit into it; in a checkout it holds a placeholder."""
 REVISION_VARIABLE = "ELBO_REVISION"
