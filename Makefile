@@ -8,7 +8,7 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup grid repro paper report track ui lint test
+.PHONY: setup grid repro paper report track weights verify-results ui lint test
 
 setup: $(READY)
 
@@ -26,10 +26,12 @@ grid: $(READY)
 
 repro: grid
 	dvc repro check report@quick track@quick
+	@python -m stages.weights quick
 	@echo "read reports/quick/index.html; compare the runs with: make ui"
 
 paper: grid
 	dvc repro check report@paper track@paper
+	@python -m stages.weights paper
 
 # From the summaries in git, without data, training or cache.
 report: grid
@@ -38,6 +40,15 @@ report: grid
 
 track: grid
 	dvc repro --single-item track@$(SCALE)
+
+# Weights of selected finished runs into reports/<scale>/weights/, which is in git.
+weights: $(READY)
+	@python -m stages.weights $(SCALE)
+
+# Recompute the NLL of a committed cell from its shipped weights. CELL: one that `make verify-results` lists.
+IMAGES ?= 100
+verify-results: $(READY)
+	@python -m stages.verify $(CELL) --images $(IMAGES)
 
 ui: $(READY)
 	@python -m stages.ui

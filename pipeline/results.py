@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
 from pipeline.files import atomic_path, read_json, write_json
 from pipeline.spec import RunSpec
 
@@ -45,10 +46,11 @@ class RunResult:
     status: str
     """`finished`, or `diverged at step N`"""
     training: dict[str, Any]
-    """steps, epochs, wall_s, started and finished (ISO 8601), device, threads, workers, torch, python,
-    git_revision, data (the whole of dataset.json: digests and sources)"""
+    """steps, epochs, wall_s, stacked (how many runs trained together, which `wall_s` is the time of), started and
+    finished (ISO 8601), device, threads, workers, torch, python, git_revision, command, data (the whole of
+    dataset.json: digests and sources)"""
     evaluation: dict[str, Any]
-    """wall_s, device, torch, seed, digest"""
+    """wall_s, device, torch, seed, digest, git_revision, command"""
     metrics: dict[str, float]
     arrays: dict[str, NDArray[Any]] = field(repr=False)
 
@@ -94,25 +96,42 @@ def _unpacked(name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 def load_results(root: Path) -> list[RunResult]:
     """Every result under `reports/<scale>/results`, ordered by cohort and as the cohort lists its runs."""
+    return [result for path in sorted(root.glob(f"*/{RUNS}")) for result in _load_cohort(path.parent)]
+
+
+def load_result(folder: Path, name: str) -> RunResult:
+    """One run of the cohort whose summaries are in `folder`.
+
+    Raises: UserError naming what is there when it has no such run.
+    """
+    if not (folder / RUNS).exists():
+        there = ", ".join(sorted(path.parent.name for path in folder.parent.glob(f"*/{RUNS}"))) or "none"
+        raise UserError(f"{folder}: no results of such a cohort; known beside it: {there}")
+    results = {result.spec.name: result for result in _load_cohort(folder)}
+    if name not in results:
+        raise UserError(f"{folder}: has no run {name!r}; known: {', '.join(results)}")
+    return results[name]
+
+
+def _load_cohort(folder: Path) -> list[RunResult]:
+    metrics = read_json(folder / METRICS)
+    with np.load(folder / ARRAYS) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     results = []
-    for path in sorted(root.glob(f"*/{RUNS}")):
-        metrics = read_json(path.with_name(METRICS))
-        with np.load(path.with_name(ARRAYS)) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        for name, run in read_json(path).items():
-            keys = {key.removeprefix(f"{name}/"): key for key in arrays if key.startswith(f"{name}/")}
-            own = {short: _unpacked(short, arrays[key]) for short, key in keys.items()}
-            results.append(
-                RunResult(
-                    cohort=run["cohort"],
-                    experiment=run["experiment"],
-                    spec=RunSpec.from_json(run["spec"]),
-                    digest=run["digest"],
-                    status=run["status"],
-                    training=run["training"],
-                    evaluation=run["evaluation"],
-                    metrics=metrics.get(name, {}),
-                    arrays=own,
-                )
+    for name, run in read_json(folder / RUNS).items():
+        keys = {key.removeprefix(f"{name}/"): key for key in arrays if key.startswith(f"{name}/")}
+        own = {short: _unpacked(short, arrays[key]) for short, key in keys.items()}
+        results.append(
+            RunResult(
+                cohort=run["cohort"],
+                experiment=run["experiment"],
+                spec=RunSpec.from_json(run["spec"]),
+                digest=run["digest"],
+                status=run["status"],
+                training=run["training"],
+                evaluation=run["evaluation"],
+                metrics=metrics.get(name, {}),
+                arrays=own,
             )
+        )
     return results

@@ -138,8 +138,9 @@ def test_misspelt_key(place: str, allowed: str, tmp_path: Path) -> None:
         ("experiments.first.settings.1.M", [1, 0], "experiments.first.settings.1.M.1: Input should be greater than"),
         ("experiments.first.settings.1.K", "5", "experiments.first.settings.1.K.0: Input should be a valid integer"),
         ("scales", {}, "scales: Dictionary should have at least 1 item"),
-        ("scales.small.seeds", [-1], "scales.small.seeds.0: Input should be greater than or equal to 0, not -1"),
+        ("scales.small.seeds", [-1], "scales.small.seeds.0.0: Input should be greater than or equal to 0, not -1"),
         ("scales.small.seeds", [], "scales.small.seeds: List should have at least 1 item"),
+        ("scales.small.seeds", [0, [1, 0]], "scales.small.seeds: seed 0 is there more than once"),
         ("scales.small.stages", 9, "scales.small.stages: Input should be less than or equal to 8, not 9"),
         (
             "scales.small.precision",

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from pipeline.cohorts import load_cohort, load_cohorts, load_evaluation
+from pipeline.cohorts import load_cohort, load_cohorts, load_evaluation, load_order
 from pipeline.config import Params, load_params
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import read_json, write_json
 from pipeline.grid import (
     build_cohorts,
     check_in_step,
@@ -153,11 +153,12 @@ def test_scale_settings_reach_every_run() -> None:
 
 
 def test_an_experiment_overrides_its_scale() -> None:
-    part = {"datasets": ["omniglot"], "layers": [2], "protocol": "paper", "seeds": [3, 4], "stages": 2, "max_steps": 7}
+    seeds = [[3, 4]]
+    part = {"datasets": ["omniglot"], "layers": [2], "protocol": "paper", "seeds": seeds, "stages": 2, "max_steps": 7}
     params = small("scales.small.experiments", {"first": part})
     cohorts = build_cohorts(params)
-    assert set(cohorts) == {"small/first-omniglot-2L-T1", "small/first-omniglot-2L-T5"}
-    assert [run.name for run in cohorts["small/first-omniglot-2L-T5"].runs] == ["iwae-M1-K5-s3", "iwae-M1-K5-s4"]
+    assert set(cohorts) == {"small/first-omniglot-2L-T1-s3-4", "small/first-omniglot-2L-T5-s3-4"}
+    assert [run.name for run in cohorts["small/first-omniglot-2L-T5-s3-4"].runs] == ["iwae-M1-K5-s3", "iwae-M1-K5-s4"]
     for run in runs_of(cohorts):
         assert run.protocol_name == "paper"
         assert run.protocol.adam_beta1 == 0.9
@@ -169,9 +170,45 @@ def test_an_experiment_overrides_its_scale() -> None:
 
 
 def test_a_continued_run_has_the_seed_of_its_source() -> None:
-    cohorts = build_cohorts(small("scales.small.seeds", [0, 7]))
-    continued = cohorts["small/second-mnist-1L-T5"].runs
-    assert [run.continues for run in continued] == [f"small/first-mnist-1L-T1/vae-M1-K1-s{seed}" for seed in (0, 7)]
+    cohorts = build_cohorts(small("scales.small.seeds", [0, [7, 8]]))
+    continued = {key: [run.continues for run in cohort.runs] for key, cohort in cohorts.items() if "second" in key}
+    assert continued == {
+        "small/second-mnist-1L-T5": ["small/first-mnist-1L-T1/vae-M1-K1-s0"],
+        "small/second-mnist-1L-T5-s7-8": [f"small/first-mnist-1L-T1-s7-8/vae-M1-K1-s{seed}" for seed in (7, 8)],
+    }
+
+
+def test_further_seeds_leave_the_cohorts_there_are_as_they_are(tmp_path: Path) -> None:
+    write_cohorts(small(), tmp_path)
+    before = files(tmp_path)
+    write_cohorts(small("scales.small.seeds", [0, 1, [2, 3]]), tmp_path)
+    after = files(tmp_path)
+    assert {name for name in before if after[name] != before[name]} == {"index.json"}
+    assert {name for name in after if name.startswith("small/first-mnist-1L-T1")} == {
+        f"small/first-mnist-1L-T1{seeds}.json" for seeds in ("", "-s1", "-s2-3")
+    }
+    # A cohort's name depends on its own seeds alone, whatever stands beside them.
+    write_cohorts(small("scales.small.seeds", [[2, 3], 0]), tmp_path)
+    again = files(tmp_path)
+    assert all(again[name] == after[name] for name in again if name != "index.json")
+
+
+def test_order_is_that_of_the_file_with_further_seeds_after_the_first(tmp_path: Path) -> None:
+    params = small("scales.small.seeds", [0, 1])
+    write_cohorts(params, tmp_path)
+    assert load_order(tmp_path) == [
+        "small/first-mnist-1L-T1",
+        "small/first-mnist-1L-T5",
+        "small/first-mnist-1L-T1-s1",
+        "small/first-mnist-1L-T5-s1",
+        "small/second-mnist-1L-T5",
+        "small/second-mnist-1L-T5-s1",
+    ]
+    stale = read_json(tmp_path / "index.json")
+    del stale["order"]
+    write_json(tmp_path / "index.json", stale)
+    with pytest.raises(UserError, match=r"index\.json: written by an older revision; run `python -m pipeline\.grid`"):
+        load_order(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +260,7 @@ def test_paper_scale_holds_exactly_the_papers_cells(committed: Params) -> None:
     }
     cohorts = {key: cohort for key, cohort in build_cohorts(committed).items() if cohort.experiment in PAPER_GRID}
     cells = {
-        f"{key}/{run.name.removesuffix(f'-s{run.seed}')}"
+        f"{key.partition('-s')[0]}/{run.name.removesuffix(f'-s{run.seed}')}"
         for key, cohort in cohorts.items()
         if cohort.scale == "paper"
         for run in cohort.runs

@@ -133,14 +133,18 @@ def test_tracking_again_doubles_nothing_and_restores_a_deleted_store(project: Pa
     assert sorted(mlflow_runs(project)) == before
 
 
-def test_one_new_run_reruns_its_cohort_alone_and_keeps_the_finished_one(project: Path) -> None:
+def test_a_new_seed_is_trained_alone_and_a_new_setting_with_what_is_finished(project: Path) -> None:
     params = copy.deepcopy(TINY)
     params["scales"]["tiny"]["experiments"]["burda-table3"]["seeds"] = [0, 1]
+    params["experiments"]["every-objective"]["settings"].append({"objective": "iwae", "K": 4})
     write_params(project, params)
     output = run(project, "dvc", "repro").stdout
-    cohort = "tiny/burda-table3-fixed-mnist-1L-T4"
-    assert ran_stages(output) == {"check", f"train@{cohort}", f"evaluate@{cohort}", "report@tiny", "track@tiny"}
-    assert f"{cohort}: 1 runs trained, 1 taken from the store" in output
+    seed, setting = "tiny/burda-table3-fixed-mnist-1L-T4-s1", "tiny/every-objective-omniglot-2L-T4"
+    stages = {f"{stage}@{cohort}" for stage in ("train", "evaluate") for cohort in (seed, setting)}
+    assert ran_stages(output) == {"check", *stages, "report@tiny", "track@tiny"}
+    assert f"{seed}: 1 runs trained, 0 taken from the store" in output
+    assert f"{setting}: 1 runs trained, 3 taken from the store" in output
+    shutil.rmtree(project / "reports/tiny/results" / seed.partition("/")[2])
     write_params(project, TINY)
     output = run(project, "dvc", "repro").stdout
     assert "runs trained" not in output

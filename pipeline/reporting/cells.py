@@ -8,16 +8,24 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.published import Place, Published, Setting
+from pipeline.published import BURDA_TABLES, Place, Published, Setting
 from pipeline.results import RunResult
 
 TOLERANCE = 0.25
-"""Nats within which a number counts as reproduced."""
+"""Nats within which a number counts as reproduced where the paper states no error."""
+STANDARD_ERRORS = 2.0
+"""Combined standard errors within which it does where the paper states one."""
+PUBLISHED_RUNS = 4
+"""Runs over which Rainforth's standard deviations are taken."""
+ONE_SEED_NATS = 0.10
+"""Standard deviation between runs that is assumed where there is one seed: Burda's code against itself."""
+JUDGED_PROTOCOL = "published-code"
+"""The protocol that Burda's numbers came from; Rainforth et al. used a code of their own."""
 HIGHER_IS_BETTER = {"nll": False, "log_p_hat": True, "iwae_64": True, "kl_q_p": True}
 PAPER_SCALE = "paper"
 NOT_RUN, DIVERGED, NOT_COMPARABLE = "not run", "diverged", "not comparable"
 REPRODUCED, BETTER, WORSE = "reproduced", "better", "worse"
-NO_PUBLISHED, NOT_JUDGED = "no published value", "not judged"
+NO_PUBLISHED, NOT_JUDGED, OTHER_PROTOCOL = "no published value", "not judged", "other protocol"
 
 SPLITS = ((2, 32), (4, 16), (8, 8), (16, 4), (32, 2))
 """The interior (M, K) of Rainforth's sweep with M * K = 64."""
@@ -146,8 +154,23 @@ def estimate(cell: Cell | None, metric: str) -> Estimate | None:
     return Estimate(float(np.mean(values)), se, seed_sd, len(values))
 
 
+def seed_error(known: Estimate) -> float:
+    """The standard error of a mean over seeds, nats; images have no part in it, since the papers used the same ones."""
+    return ONE_SEED_NATS if known.seed_sd is None else float(known.seed_sd / np.sqrt(known.seeds))
+
+
+def tolerance(ours: Estimate, published: Published) -> float:
+    """How far ours may be from the paper's, nats: two combined standard errors where it states one, else 0.25."""
+    if published.sd is None:
+        return TOLERANCE
+    return STANDARD_ERRORS * float(np.hypot(published.sd / np.sqrt(PUBLISHED_RUNS), seed_error(ours)))
+
+
 def verdict(cell: Cell | None, metric: str, published: Published | None, scale: str) -> str:
-    """Ours against the paper's: reproduced within 0.25 nats, better or worse; judged at scale `paper` alone."""
+    """Ours against the paper's: reproduced within the `tolerance`, better or worse.
+
+    Judged at scale `paper` alone, and Burda's tables under their code's protocol alone.
+    """
     ours = estimate(cell, metric)
     if cell is None:
         return NOT_RUN
@@ -159,9 +182,11 @@ def verdict(cell: Cell | None, metric: str, published: Published | None, scale: 
         return NO_PUBLISHED
     if not published.judged:
         return NOT_JUDGED
+    if cell.place.experiment in BURDA_TABLES and cell.protocol != JUDGED_PROTOCOL:
+        return OTHER_PROTOCOL
     # Rounded so that a difference of exactly 0.25 in the papers' two decimals is inside.
     difference = round(ours.value - published.value, 9)
-    if abs(difference) <= TOLERANCE:
+    if abs(difference) <= tolerance(ours, published):
         return REPRODUCED
     return BETTER if (difference > 0) == HIGHER_IS_BETTER[metric] else WORSE
 

@@ -12,6 +12,7 @@ from pipeline.reporting.cells import (
     BETAS,
     METRIC_NAMES,
     NOT_RUN,
+    ONE_SEED_NATS,
     PAPER_SCALE,
     RAINFORTH_METRICS,
     SPLITS,
@@ -29,9 +30,8 @@ from pipeline.reporting.cells import (
 
 HOLDS, FAILS, UNDECIDED = "holds", "does not hold", "undecided"
 NOT_DECIDED = "not decided at this scale"
-ONE_SEED_NATS = 0.10
-"""Standard deviation between runs that is assumed where there is one seed: Burda's code against itself."""
 ONE_SEED_UNITS = 1.0
+"""As `ONE_SEED_NATS`, for active units: an assumption."""
 Z = 1.96
 Z_BEST_OF_5 = 2.58
 """Two-sided 95 % for the best of five candidates (Bonferroni)."""

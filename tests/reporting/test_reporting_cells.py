@@ -42,6 +42,41 @@ def test_verdict_on_metrics_of_which_more_is_better(make: Make, ours: float, exp
     assert verdict(cell, "log_p_hat", published(-84.52), "paper") == expected
 
 
+@pytest.mark.parametrize(
+    ("ours", "sd", "expected"),
+    [
+        # Theirs .10 / 2 with .10 assumed for one seed: 2 * hypot(.05, .10) = .2236.
+        ([-84.75], 0.10, "worse"),
+        ([-84.74], 0.10, "reproduced"),
+        # Four seeds of sd .02: 2 * hypot(.05, .01) = .102.
+        ([-84.65, -84.61, -84.61, -84.65], 0.10, "worse"),
+        ([-84.63, -84.59, -84.59, -84.63], 0.10, "reproduced"),
+        ([-84.30], 0.02, "better"),
+        ([-84.75], None, "reproduced"),
+    ],
+)
+def test_a_published_error_sets_the_tolerance(make: Make, ours: list[float], sd: float | None, expected: str) -> None:
+    runs = [
+        make("iwae", 1, 64, experiment="rainforth-table1", scale="paper", seed=seed, nll=-value)
+        for seed, value in enumerate(ours)
+    ]
+    ((cell,),) = gather(runs).values()
+    paper = Published(-84.52, sd, "a paper", "read")
+    assert verdict(cell, "log_p_hat", paper, "paper") == expected
+
+
+def test_burdas_tables_are_judged_under_their_codes_protocol_alone(make: Make) -> None:
+    def under(protocol: str, run: RunResult) -> str:
+        ((cell,),) = gather([replace(run, spec=replace(run.spec, protocol_name=protocol))]).values()
+        return verdict(cell, "nll", published(86.76), "paper")
+
+    burda = make(nll=86.76, scale="paper")
+    assert under("published-code", burda) == "reproduced"
+    assert under("paper", burda) == "other protocol"
+    rainforth = make("vae", 64, 1, experiment="rainforth-table1", nll=86.76, scale="paper")
+    assert under("paper", rainforth) == "reproduced"
+
+
 def test_other_verdicts(make: Make) -> None:
     ((cell,),) = gather([make(nll=86.76)]).values()
     ((diverged,),) = gather([make(status="diverged at step 7")]).values()

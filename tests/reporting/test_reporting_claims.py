@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.published import Place
-from pipeline.reporting.cells import gather
+from pipeline.reporting.cells import ONE_SEED_NATS, gather
 from pipeline.reporting.claims import (
     BEATS,
     BETWEEN,
@@ -16,7 +16,6 @@ from pipeline.reporting.claims import (
     DRIFT,
     FAMILIES,
     INTERIOR,
-    ONE_SEED_NATS,
     PIWAE,
     SAMPLES_HARDLY_HELP,
     UNITS,
