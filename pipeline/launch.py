@@ -22,6 +22,8 @@ from pipeline.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
 from pipeline.errors import UserError
 from pipeline.provenance import LAUNCHER
 
+ENGINES = ("auto", "fused", "compiled", "graph", "plain")
+
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
@@ -30,6 +32,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     shared.add_argument("--cohorts", type=Path, default=COHORTS, help="the folder of resolved cohorts (cohorts)")
     shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
+    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
     shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
@@ -68,7 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen=tuple(cohorts[key] for key in keys),
         store=store_folder(),
         machine=this_machine(
-            arguments.device, arguments.workers or "auto", getattr(arguments, "checkpoint_seconds", 30.0)
+            arguments.device,
+            arguments.workers or "auto",
+            getattr(arguments, "checkpoint_seconds", 30.0),
+            arguments.engine,
         ),
         again=arguments.again,
     )

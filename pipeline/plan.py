@@ -59,9 +59,10 @@ class Standing:
 
 
 def machine_name(machine: Machine) -> str:
-    """What speeds depend on: the GPU's name, or the CPU's number of processes."""
+    """What speeds depend on: the GPU's name and the engine where one was asked for, or the CPU's number of processes."""
     if machine.device.type == "cuda":
-        return torch.cuda.get_device_name(machine.device)
+        engine = "" if machine.engine == "auto" else f", {machine.engine}"
+        return torch.cuda.get_device_name(machine.device) + engine
     return f"cpu, {machine.workers} processes"
 
 

@@ -23,7 +23,7 @@ from pipeline.cohorts import REPORTS, RUNS
 from pipeline.data.datasets import Dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evenly_spaced
-from pipeline.evaluation.likelihood import IMAGES_PER_BLOCK, likelihoods, model_log_weights
+from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
 from pipeline.files import atomic_path, read_json, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.results import RunResult
@@ -191,9 +191,9 @@ def check_nll(result: RunResult, weights: Path, dataset: Dataset, images: int, d
     chosen = evenly_spaced(len(dataset.test_bits), evaluation["test_images"])
     if len(chosen) != len(committed):
         raise UserError(f"{result.cell}: {len(committed)} committed values for {len(chosen)} images; evaluate it again")
-    blocks = math.ceil(len(chosen) / IMAGES_PER_BLOCK)
-    numbers = evenly_spaced(blocks, math.ceil(images / IMAGES_PER_BLOCK))
-    places = np.concatenate([np.arange(len(chosen))[n * IMAGES_PER_BLOCK :][:IMAGES_PER_BLOCK] for n in numbers])
+    size = BLOCKS[device.type].images
+    numbers = evenly_spaced(math.ceil(len(chosen) / size), math.ceil(images / size))
+    places = np.concatenate([np.arange(len(chosen))[n * size :][:size] for n in numbers])
     bits = torch.from_numpy(dataset.test_bits[chosen[places]]).float().to(device)
     p = Parameters(result.spec.latent, read_weights(weights, result.spec.latent).to(device).unsqueeze(0))
 

@@ -22,7 +22,7 @@ from stages import run_stage
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.verify", description=__doc__)
     parser.add_argument("cell", nargs="?", default="", help="e.g. paper/burda-table1-mnist-1L-T50/iwae-M1-K50-s0")
-    parser.add_argument("--images", type=int, default=100, help="test images, rounded up to whole blocks of 20 (100)")
+    parser.add_argument("--images", type=int, default=100, help="test images, rounded up to whole blocks (100)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     keep_freed_memory()
