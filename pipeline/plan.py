@@ -59,7 +59,7 @@ class Standing:
 
 
 def machine_name(machine: Machine) -> str:
-    """What speeds depend on: the GPU's name and the engine where one was asked for, or the CPU's number of processes."""
+    """What speeds depend on: the GPU and the engine where one was asked for, or the number of processes on a CPU."""
     if machine.device.type == "cuda":
         engine = "" if machine.engine == "auto" else f", {machine.engine}"
         return torch.cuda.get_device_name(machine.device) + engine

@@ -396,3 +396,24 @@ def test_loading_what_was_written(tmp_path: Path) -> None:
     assert load_evaluation(tmp_path, "small") == params.scales["small"].evaluation.spec()
     with pytest.raises(UserError, match=r"unknown cohort 'small/third'; known: small/first-mnist-1L-T1, "):
         load_cohort(tmp_path, "small/third")
+
+
+def test_checks_are_in_step_and_differ_from_the_paper_scale_in_what_they_check(
+    committed: Params, tmp_path: Path
+) -> None:
+    """When this fails: `python -m pipeline.grid --params checks/params.yaml --cohorts checks/cohorts`."""
+    checks = load_params(ROOT / "checks/params.yaml")
+    write_cohorts(checks, tmp_path)
+    there = {path.relative_to(ROOT / "checks/cohorts"): path for path in (ROOT / "checks/cohorts").rglob("*.json")}
+    fresh = {path.relative_to(tmp_path): path for path in tmp_path.rglob("*.json")}
+    assert {name: path.read_text() for name, path in there.items()} == {n: p.read_text() for n, p in fresh.items()}
+    paper = build_cohorts(committed)
+    for cohort in build_cohorts(checks).values():
+        (run,) = cohort.runs
+        full = next(other for other in paper[f"paper/{cohort.name}"].runs if other.name == run.name)
+        assert run.total_steps == 364 * run.steps_per_epoch
+        allowed = {"schedule", "protocol_name", "protocol", "precision", "train_images"}
+        same = {"protocol_name", "protocol", "train_images"} if "code" in cohort.scale else set()
+        ours, theirs = run.to_json(), full.to_json()
+        assert {key for key in ours if ours[key] != theirs[key]} <= allowed - same
+    assert checks.scales["check-code-tf32"].evaluation == committed.scales["paper"].evaluation
