@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 
 from pipeline import interruption
@@ -38,6 +39,7 @@ from pipeline.store import Busy, cohort_lock
 from pipeline.work import Pace, diverged, evaluate_waiting, train_waiting, write_results
 from pipeline.workers import Stopped
 
+say = partial(print, flush=True)
 RESERVE_SECONDS, RESERVE_SHARE = 20.0, 0.1
 """Kept back of a time limit for the last checkpoint: the smaller of the two."""
 PACE_SECONDS = 2.0
@@ -139,7 +141,7 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
             return True  # Another process was quicker.
         facts = origin(LAUNCHER)
         if item.need == TRAIN:
-            print(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left(item)}")
+            say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left(item)}")
             shape, pace = training_shape(cohort, jobs), Pace()
             try:
                 train_waiting(cohort, jobs, machine, facts, pace)
@@ -147,19 +149,19 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
                 if pace.rate is not None and pace.seconds >= PACE_SECONDS:
                     remember(store, machine, shape, pace.rate)
             for line in diverged(cohort, jobs):
-                print(f"warning: {line}", file=sys.stderr)
+                say(f"warning: {line}", file=sys.stderr)
         runs = [finished_run(job.finished, store, spec) for job in jobs]
         waiting = sum(not run.is_evaluated for run in runs)
         each = remembered(store, machine, evaluation_shape(cohort, spec))
         if waiting and until is not None and each is not None and time.monotonic() + each > until:
-            print(f"{cohort.key}: trained; evaluating a run takes {clock(each)}, which is left to the next call")
+            say(f"{cohort.key}: trained; evaluating a run takes {clock(each)}, which is left to the next call")
             return False
         start = time.monotonic()
         evaluated = evaluate_waiting(cohort, runs, machine, spec, facts)
         took = time.monotonic() - start
         if evaluated:
             remember(store, machine, evaluation_shape(cohort, spec), took / evaluated)
-        print(f"{cohort.key}: done, {evaluated} runs evaluated in {clock(took)} -> {results_folder(cohort.key)}")
+        say(f"{cohort.key}: done, {evaluated} runs evaluated in {clock(took)} -> {results_folder(cohort.key)}")
         return True
 
 
@@ -169,7 +171,7 @@ def record(project: Project) -> None:
         if item.jobs and item.evaluated == len(item.jobs):
             spec = project.evaluations[item.cohort.scale]
             write_results(item.cohort, [finished_run(job.finished, project.store, spec) for job in item.jobs])
-            print(f"{item.cohort.key}: done -> {results_folder(item.cohort.key)}")
+            say(f"{item.cohort.key}: done -> {results_folder(item.cohort.key)}")
 
 
 def run(project: Project, seconds: float | None) -> int:
@@ -196,20 +198,20 @@ def run(project: Project, seconds: float | None) -> int:
             if not work_on(project, cohort, None if sure else until):
                 passed_over.add(cohort.key)
         except Busy as busy:
-            print(busy)
+            say(busy)
             passed_over.add(cohort.key)
         except Stopped:
             break
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            say(f"error: {error}", file=sys.stderr)
             failures.append(cohort.key)
             passed_over.add(cohort.key)
-    print(describe(project.standings(), project.machine))
+    say(describe(project.standings(), project.machine))
     if interruption.signalled():
-        print("stopped by a signal: checkpoints are on disk, the same command goes on from there", file=sys.stderr)
+        say("stopped by a signal: checkpoints are on disk, the same command goes on from there", file=sys.stderr)
         return 128 + signal.SIGINT
     if interruption.stop_requested():
-        print("time is up: checkpoints are on disk, the same command goes on from there")
+        say("time is up: checkpoints are on disk, the same command goes on from there")
     if failures:
-        print(f"error: {', '.join(failures)} failed (see above)", file=sys.stderr)
+        say(f"error: {', '.join(failures)} failed (see above)", file=sys.stderr)
     return 1 if failures else 0

@@ -28,9 +28,9 @@ from pipeline.files import atomic_path
 from pipeline.provenance import code_revision
 from pipeline.spec import CohortSpec, RunSpec, digest
 from pipeline.store import cohort_lock, stored_jobs
-from pipeline.training.state import CHECKPOINT, RUN_JSON, Job, checkpoint_step
+from pipeline.training.state import CHECKPOINT, RUN_JSON, Job, checkpoint_step, read_run
 
-MANIFEST = "manifest.json"
+MANIFEST, PACE = "manifest.json", "pace"
 BUSY_SECONDS = 2.0
 
 
@@ -59,7 +59,7 @@ def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, Cohor
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         paths = [path for own in jobs for path in sorted((store / own).rglob("*")) if _carried(path)]
-        paths += sorted((store / "pace").glob("*.json"))
+        paths += sorted((store / PACE).glob("*.json"))
         sums: dict[str, str] = {}
         with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
             for path in paths:
@@ -95,54 +95,64 @@ def unpack(source: Path, store: Path) -> str:
 
     A finished run that is here already stays; of two checkpoints the one with more updates stays.
 
-    Raises: UserError naming what is wrong with the file; the store is then as it was.
+    Raises: UserError naming what is wrong with the file; the runs in the store are then as they were.
     """
-    try:
-        with tarfile.open(source) as archive:
-            # Members are read by name and written by us: no path of the archive is ever followed.
-            contents = {m.name: archive.extractfile(m).read() for m in archive if m.isfile()}  # type: ignore[union-attr]
-            manifest = json.loads(contents.pop(MANIFEST))
-        jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
-    except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{source}: not a file that `pack` wrote ({error}); bring it over again") from error
-    _verify(source, jobs, sums, contents)
     building = store / ".unpacking"
     shutil.rmtree(building, ignore_errors=True)
-    for name, content in contents.items():
-        with atomic_path(building / name) as temporary:
-            temporary.write_bytes(content)
-    counts = {"finished": 0, "begun": 0, "kept": 0}
-    for own in jobs:
-        counts[_register(building / own, store / own)] += 1
-    for path in (building / "pace").glob("*.json"):
-        (store / "pace").mkdir(exist_ok=True)
-        path.replace(store / "pace" / path.name)
-    shutil.rmtree(building)
+    try:
+        jobs = _verified(source, building)
+        counts = {"finished": 0, "begun": 0, "kept": 0}
+        for own in jobs:
+            counts[_register(building / own, store / own)] += 1
+        for path in (building / PACE).glob("*.json"):
+            (store / PACE).mkdir(exist_ok=True)
+            path.replace(store / PACE / path.name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
     return (
         f"{source}: {counts['finished']} finished runs and {counts['begun']} checkpoints registered in {store},"
         f" {counts['kept']} were here already"
     )
 
 
-def _verify(source: Path, jobs: Mapping[str, Any], sums: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
-    if missing := sums.keys() ^ contents.keys():
-        raise UserError(f"{source}: {sorted(missing)[0]} is in the file or in its manifest alone; bring it over again")
-    for name, content in contents.items():
-        parts = PurePosixPath(name).parts
-        if len(parts) < 2 or ".." in parts or parts[0] not in (*jobs, "pace"):
-            raise UserError(f"{source}: {name} is no part of a run; the file was not written by `pack`")
-        if hashlib.sha256(content).hexdigest() != sums[name]:
-            raise UserError(f"{source}: {name} is damaged (its SHA-256 is not the manifest's); bring it over again")
+def _verified(source: Path, building: Path) -> dict[str, Any]:
+    """Write the file's content under `building` and return the manifest's jobs once all of it has proved right."""
+    manifest: dict[str, Any] = {}
+    found: dict[str, str] = {}
+    try:
+        with tarfile.open(source) as archive:
+            for member in archive:
+                stream = archive.extractfile(member)
+                if stream is None:
+                    raise UserError(f"{source}: {member.name} is no file; the archive was not written by `pack`")
+                content = stream.read()
+                if member.name == MANIFEST:
+                    manifest = json.loads(content)
+                    continue
+                parts = PurePosixPath(member.name).parts
+                if len(parts) < 2 or ".." in parts or parts[0].startswith(("/", ".")):
+                    raise UserError(f"{source}: {member.name} is no part of a run; it was not written by `pack`")
+                found[member.name] = hashlib.sha256(content).hexdigest()
+                with atomic_path(building / member.name) as temporary:
+                    temporary.write_bytes(content)
+        jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
+    except (OSError, tarfile.TarError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: not a file that `pack` wrote ({error}); bring it over again") from error
+    if odd := sums.keys() ^ found.keys():
+        raise UserError(f"{source}: {min(odd)} is in the file or in its manifest alone; bring it over again")
+    if damaged := [name for name in found if found[name] != sums[name]]:
+        raise UserError(f"{source}: {damaged[0]} is damaged (its SHA-256 is not the manifest's); bring it over again")
+    if strange := [name for name in found if PurePosixPath(name).parts[0] not in (*jobs, PACE)]:
+        raise UserError(f"{source}: {strange[0]} is no part of a run; it was not written by `pack`")
     for own, job in jobs.items():
-        spec = RunSpec.from_json(job["spec"])
-        if digest(spec, job["data"], job["continues"]) != own:
+        if digest(RunSpec.from_json(job["spec"]), job["data"], job["continues"]) != own:
             raise UserError(f"{source}: {job['cell']}: its spec does not give its digest {own}; it is not taken")
-        if (run_json := contents.get(f"{own}/run/{RUN_JSON}")) is not None:
-            run = json.loads(run_json)
-            # Runs of equal specs share a digest whatever their name, which is a label.
-            told = RunSpec.from_json(run["spec"])
-            if run["digest"] != own or digest(told, run["training"]["data"]["digest"], job["continues"]) != own:
+        if (building / own / "run" / RUN_JSON).exists():
+            run = read_run(building / own / "run")
+            told = digest(RunSpec.from_json(run["spec"]), run["training"]["data"]["digest"], job["continues"])
+            if run["digest"] != own or told != own:
                 raise UserError(f"{source}: {job['cell']}: its run.json is of another run; it is not taken")
+    return jobs
 
 
 def _register(arrived: Path, folder: Path) -> str:

@@ -108,18 +108,16 @@ def standing(
     machine: Machine,
     again: bool = False,
 ) -> Standing:
-    """Where a cohort stands, from the store, the data folder and the committed results (unless `again`)."""
-    try:
-        data_digest = load_dataset(binarized(cohort.dataset)).digest
-    except UserError as error:
-        return Standing(cohort, BLOCKED, str(error))
+    """Where a cohort stands, from the store, the data folder and the committed results (unless `again`).
+
+    Raises: UserError when its data is missing or a checkpoint cannot be read.
+    """
+    data_digest = load_dataset(binarized(cohort.dataset)).digest
     jobs = stored_jobs(cohort, cohorts, data_digest, store)
     steps = [job.spec.total_steps if job.is_finished else checkpoint_step(job.folder / CHECKPOINT) for job in jobs]
     runs = [finished_run(job.finished, store, spec) for job in jobs if job.is_finished]
     evaluated = sum(run.is_evaluated for run in runs)
-    recorded = _recorded(cohort, jobs, spec)
-    if recorded and again and evaluated < len(jobs):
-        recorded = False
+    recorded = _recorded(cohort, jobs, spec) and not (again and evaluated < len(jobs))
     rate = remembered(store, machine, training_shape(cohort, jobs))
     each = remembered(store, machine, evaluation_shape(cohort, spec))
     training_left = _quotient(sum(run.total_steps for run in cohort.runs) - sum(steps), rate)
@@ -158,7 +156,10 @@ def standings(
     """
 
     def stand(cohort: CohortSpec) -> Standing:
-        return standing(cohort, cohorts, evaluations[cohort.scale], store, machine, again)
+        try:
+            return standing(cohort, cohorts, evaluations[cohort.scale], store, machine, again)
+        except UserError as error:
+            return Standing(cohort, BLOCKED, str(error))
 
     found = []
     for cohort in chosen:

@@ -201,6 +201,19 @@ def begin(folder: Path) -> subprocess.Popen[str]:
     return process
 
 
+def test_a_checkpoint_that_cannot_be_read_blocks_its_cohort_alone(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    (job,) = own.standings()[0].jobs
+    job.folder.mkdir(parents=True)
+    (job.folder / "checkpoint.safetensors").write_bytes(b"damaged")
+    second, first = own.standings()
+    assert (second.cohort.key, second.need, first.need) == (SECOND, BLOCKED, TRAIN)
+    assert "checkpoint.safetensors: not a readable checkpoint" in second.note
+    assert f"next: {FIRST}" in describe([second, first], own.machine)
+
+
 def test_a_signal_changes_nothing(project: Path, tmp_path: Path) -> None:
     folder = bare_copy(project, tmp_path)
     process = begin(folder)
