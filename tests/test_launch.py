@@ -74,7 +74,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     scale["max_steps"] = STEPS
     scale["experiments"] = {name: scale["experiments"][name] for name in ("burda-table2", "burda-table1")}
     copy_project(folder, params)
-    run(folder, "dvc", "repro", "binarize@mnist")
+    for stage in ("download", "binarize"):
+        run(folder, sys.executable, "-m", f"stages.{stage}", "mnist")
     output = launch(folder, "run")
     # The first in the file waits for the other.
     assert output.index(f"{FIRST}: done") < output.index(f"{SECOND}: training")
@@ -117,9 +118,10 @@ def test_each_number_names_what_made_it(project: Path) -> None:
 
 def test_the_stages_take_over_what_was_launched(project: Path) -> None:
     before = numbers(project, SECOND)
-    output = run(project, "dvc", "repro", f"evaluate@{SECOND}").stdout
     for cohort in CELLS:
+        output = run(project, sys.executable, "-m", "stages.train", cohort).stdout
         assert f"{cohort}: 0 runs trained, 1 taken from the store" in output
+    output = run(project, sys.executable, "-m", "stages.evaluate", SECOND).stdout
     assert f"{SECOND}: 0 runs evaluated, 1 taken from the store" in output
     assert numbers(project, SECOND) == before
 
@@ -258,16 +260,23 @@ def test_what_is_recorded_is_not_trained_again(
     assert changed.standings()[1].need == TRAIN
 
 
-def test_plan_says_what_is_missing(project: Path, tmp_path: Path) -> None:
-    folder = bare_copy(project, tmp_path)
-    output = launch(folder, "status")
+def test_plan_says_what_is_missing(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(bare_copy(project, tmp_path))
+
+    def said(*words: str) -> str:
+        assert command_line.main([*words, "--scale", "tiny", "--device", "cpu", "--workers", "1"]) == 0
+        return capsys.readouterr().out
+
+    output = said("status")
     assert f"{SECOND}   1 runs    0.0 % trained  waits: continues {FIRST}/vae-M1-K1-s0, which is not finished" in output
     assert "time left (cpu, 1 processes): unknown; 2 not timed here yet" in output
     assert f"next: {FIRST}" in output
-    assert launch(folder, "run", "--dry-run") == output
-    assert not (folder / ".store").exists()
-    shutil.rmtree(folder / "data")
-    output = launch(folder, "run")
+    assert said("run", "--dry-run") == output
+    assert not Path(".store").exists()
+    shutil.rmtree("data")
+    output = said("run")
     assert "blocked: data/binarized/mnist/dataset.json: missing" in output
     assert "next:" not in output
 
