@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.console import ProgressMeter
+from pipeline.console import ProgressMeter, counted
 from pipeline.device import this_machine
 from pipeline.evaluation.cohort import evaluate_cohort, finished_runs, result_of
 from pipeline.grid import COHORTS, PARAMS, load_cohort, load_evaluation
@@ -29,13 +29,18 @@ def main() -> None:
     if forced():
         for run in runs:
             run.target.with_suffix(".json").unlink(missing_ok=True)
-    meter = ProgressMeter(f"{cohort.key} evaluation", len(runs), "run")
+    waiting = sum(run.waits for run in runs)
+    meter = ProgressMeter(f"{cohort.key} evaluation", waiting, "run")
     try:
         evaluate_cohort(runs, binarized(cohort.dataset), machine, spec, lambda name: meter.advance(1))
     finally:
         meter.close()
     save_results(Path("reports") / cohort.scale / "results" / cohort.name, [result_of(cohort, run) for run in runs])
-    print(f"{cohort.key}: {len(runs)} runs evaluated, {time.monotonic() - start:.0f} s")
+    diverged = sum(run.diverged for run in runs)
+    stored = len(runs) - waiting - diverged
+    note = f", {diverged} diverged" if diverged else ""
+    took = time.monotonic() - start
+    print(f"{cohort.key}: {counted(waiting, 'run')} evaluated, {stored} taken from the store{note}, {took:.0f} s")
 
 
 if __name__ == "__main__":

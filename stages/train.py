@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from pipeline.config import load_params
-from pipeline.console import ProgressMeter
+from pipeline.console import ProgressMeter, counted
 from pipeline.data.datasets import load_dataset
 from pipeline.device import Machine, this_machine
 from pipeline.errors import UserError
@@ -115,7 +115,7 @@ def main() -> None:
             print(f"warning: {cohort.key}/{job.spec.name} {status}", file=sys.stderr)
     stored = len(jobs) - len(waiting)
     took = time.monotonic() - start
-    print(f"{cohort.key}: {len(waiting)} runs trained, {stored} taken from the store, {took:.0f} s")
+    print(f"{cohort.key}: {counted(len(waiting), 'run')} trained, {stored} taken from the store, {took:.0f} s")
 
 
 if __name__ == "__main__":

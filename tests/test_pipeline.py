@@ -139,10 +139,10 @@ def test_one_new_run_reruns_its_cohort_alone_and_keeps_the_finished_one(project:
     output = run(project, "dvc", "repro").stdout
     cohort = "tiny/burda-table3-fixed-mnist-1L-T4"
     assert ran_stages(output) == {"check", f"train@{cohort}", f"evaluate@{cohort}", "report@tiny", "track@tiny"}
-    assert f"{cohort}: 1 runs trained, 1 taken from the store" in output
+    assert f"{cohort}: 1 run trained, 1 taken from the store" in output
     write_params(project, TINY)
     output = run(project, "dvc", "repro").stdout
-    assert "runs trained" not in output
+    assert " trained, " not in output
     assert ran_stages(run(project, "dvc", "repro").stdout) == set()
 
 
@@ -155,7 +155,7 @@ def test_one_cohort_is_reproduced_bit_for_bit_without_store_and_cache(project: P
     for name in (".store", ".dvc/cache", "runs", f"reports/tiny/results/{cohort}"):
         shutil.rmtree(project / name)
     output = run(project, "dvc", "repro", f"evaluate@tiny/{cohort}").stdout
-    assert f"tiny/{cohort}: 1 runs trained, 0 taken from the store" in output
+    assert f"tiny/{cohort}: 1 run trained, 0 taken from the store" in output
     again = load_file(training / "weights.safetensors")
     assert weights.keys() == again.keys()
     assert all(np.array_equal(weights[name], again[name]) for name in weights)

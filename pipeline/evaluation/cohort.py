@@ -42,6 +42,11 @@ class Finished:
     def diverged(self) -> bool:
         return bool(self.content["status"] != "finished")
 
+    @property
+    def waits(self) -> bool:
+        """Whether it is still to be evaluated; a diverged run never is."""
+        return not self.diverged and not self.target.with_suffix(".json").exists()
+
 
 def finished_runs(cohort: CohortSpec, training: Path, store: Path, spec: EvaluationSpec) -> list[Finished]:
     """The cohort's run directories under `training`, in its order."""
@@ -73,7 +78,7 @@ def evaluate_cohort(
 
     Raises: UserError with what went wrong; Stopped after SIGINT or SIGTERM.
     """
-    waiting = [run for run in runs if not run.diverged and not run.target.with_suffix(".json").exists()]
+    waiting = [run for run in runs if run.waits]
     task = partial(_evaluate, data=data, machine=machine, spec=spec)
     run_parallel(task, waiting, machine.workers, lambda _, name: on_run(name), name=lambda run: run.spec.name)
 
