@@ -1,4 +1,4 @@
-"""What a person sees of long work: a bar on a terminal, a line now and then elsewhere."""
+"""What a person sees of work: a bar on a terminal, a line now and then elsewhere, and what it came to."""
 
 from __future__ import annotations
 
@@ -52,6 +52,11 @@ def _bar(total: int, label: str, unit: str) -> Any:
     except ImportError:
         return None
     return tqdm(total=total, desc=label, unit=f" {unit}s", dynamic_ncols=True, smoothing=0.1)
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`, `1,000 runs`."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _rate(per_second: float) -> str:

@@ -2,7 +2,7 @@
 
 Per cohort a folder with
     runs.json     per run: spec, digest, status, and how it was trained and evaluated (device, versions, wall time)
-    metrics.json  per run: numbers only (also a DVC metric)
+    metrics.json  per run: numbers only
     arrays.npz    `<run>/<array>`: per-image values, curves, unit variances, samples
 """
 

@@ -426,11 +426,13 @@ def publish(
     results: list[RunResult],
     paper_nll: Callable[[RunResult], float | None],
     known_cells: Collection[str],
+    on_run: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Make the store agree with `results`, all of one scale; a second call with the same results changes nothing.
 
     Runs of the scale that are not in `results` go, except those of a cohort that has no results yet (it may be
     training just now) and whose cells are among `known_cells`, the cells of the scale that are still in the grid.
+    `on_run()` is called for each result as its turn comes.
 
     Raises: UserError when the store cannot be used.
     """
@@ -445,8 +447,11 @@ def publish(
             client.delete_run(run.info.run_id)
         for dataset in {result.spec.dataset for result in results}:
             _experiment_id(client, root, results[0].scale, dataset)
-        pending = [r for r in results if r.cell not in usable or COMPLETE not in usable[r.cell].data.tags]
-        for result in pending:
+        pending = {r.cell for r in results if r.cell not in usable or COMPLETE not in usable[r.cell].data.tags}
+        for result in results:
+            on_run()
+            if result.cell not in pending:
+                continue
             run_id = usable[result.cell].info.run_id if result.cell in usable else _recreate(client, root, result)
             _complete(client, run_id, result, metrics[result.cell])
             client.set_tag(run_id, COMPLETE, prints[result.cell])

@@ -7,6 +7,7 @@ import time
 
 from pipeline.cohorts import COHORTS, RUNS, load_cohort, load_evaluation
 from pipeline.config import load_params
+from pipeline.console import counted
 from pipeline.device import this_machine
 from pipeline.evaluation.cohort import finished_runs
 from pipeline.grid import PARAMS
@@ -29,9 +30,11 @@ def main() -> None:
         for run in runs:
             run.target.with_suffix(".json").unlink(missing_ok=True)
     evaluated = evaluate_waiting(cohort, runs, machine, spec, origin("stages.evaluate"))
-    stored = len(runs) - evaluated
+    failed = sum(run.diverged for run in runs)
+    stored = len(runs) - evaluated - failed
+    note = f", {failed} diverged" if failed else ""
     took = time.monotonic() - start
-    print(f"{cohort.key}: {evaluated} runs evaluated, {stored} taken from the store, {took:.0f} s")
+    print(f"{cohort.key}: {counted(evaluated, 'run')} evaluated, {stored} taken from the store{note}, {took:.0f} s")
 
 
 if __name__ == "__main__":

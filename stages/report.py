@@ -6,10 +6,12 @@ Reads `reports/SCALE/results`; writes `reports/SCALE/index.html`, `tables/` and 
 from __future__ import annotations
 
 import argparse
+import time
 from pathlib import Path
 
 from pipeline.cohorts import COHORTS, load_cohorts
 from pipeline.config import load_params
+from pipeline.console import counted
 from pipeline.errors import UserError
 from pipeline.results import load_results
 from stages import run_stage
@@ -22,6 +24,7 @@ def main() -> None:
     known = load_params(Path("params.yaml")).scales
     if scale not in known:
         raise UserError(f"{scale}: no such scale in params.yaml; choose one of {', '.join(known)}")
+    start = time.monotonic()
     # Matplotlib and pandas take seconds to import; a wrong name is answered before.
     from pipeline.reporting.page import build_report
 
@@ -30,7 +33,7 @@ def main() -> None:
     planned = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == scale]
     elsewhere = next((name for name in known if name != scale), None)
     page = build_report(results, scale, folder, planned, elsewhere)
-    print(f"{scale}: {len(results)} runs -> {page}")
+    print(f"{scale}: {counted(len(results), 'run')} -> {page}, {time.monotonic() - start:.0f} s")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from pipeline.cohorts import COHORTS, load_cohorts
+from pipeline.console import ProgressMeter, counted
 from pipeline.errors import UserError
 from pipeline.files import write_json
 from pipeline.published import published_value
@@ -40,12 +41,14 @@ def main() -> None:
     results = load_results(folder)
     if not results:
         raise UserError(f"{folder}: no results to publish; `make repro` (or `dvc repro`) makes them")
-    counts = publish(root, results, paper_nll, known_cells(COHORTS, scale))
+    meter = ProgressMeter(f"{scale} into MLflow", len(results), "run")
+    try:
+        counts = publish(root, results, paper_nll, known_cells(COHORTS, scale), lambda: meter.advance(1))
+    finally:
+        meter.close()
     write_json(root / STORE / f"published-{scale}.json", marker(results))
-    print(
-        f"{scale}: {len(results)} runs in MLflow ({counts.created} new, {counts.kept} kept, {counts.removed} removed); "
-        "make ui shows them"
-    )
+    changes = f"{counts.created} new, {counts.kept} kept, {counts.removed} removed"
+    print(f"{scale}: {counted(len(results), 'run')} in MLflow ({changes}); make ui shows them")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pipeline.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts
 from pipeline.config import load_params
+from pipeline.console import counted
 from pipeline.data.datasets import load_dataset
 from pipeline.device import Machine, this_machine
 from pipeline.errors import UserError
@@ -97,7 +98,7 @@ def main() -> None:
         print(f"warning: {line}", file=sys.stderr)
     stored = len(jobs) - len(waiting)
     took = time.monotonic() - start
-    print(f"{cohort.key}: {len(waiting)} runs trained, {stored} taken from the store, {took:.0f} s")
+    print(f"{cohort.key}: {counted(len(waiting), 'run')} trained, {stored} taken from the store, {took:.0f} s")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from pipeline.console import LINE_SECONDS, ProgressMeter
+from pipeline.console import LINE_SECONDS, ProgressMeter, counted
 
 
 class Clock:
@@ -114,3 +114,8 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     meter.close()
     assert "quick/x: 100%" in screen.getvalue()
     assert "100/100" in screen.getvalue()
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs"), (1000, "1,000 runs")])
+def test_counts_read_as_words(count: int, text: str) -> None:
+    assert counted(count, "run") == text

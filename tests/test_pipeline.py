@@ -147,12 +147,12 @@ def test_a_new_seed_is_trained_alone_and_a_new_setting_with_what_is_finished(pro
     seed, setting = "tiny/burda-table3-fixed-mnist-1L-T4-s1", "tiny/every-objective-omniglot-2L-T4"
     stages = {f"{stage}@{cohort}" for stage in ("train", "evaluate") for cohort in (seed, setting)}
     assert ran_stages(output) == {"check", *stages, "report@tiny", "track@tiny"}
-    assert f"{seed}: 1 runs trained, 0 taken from the store" in output
-    assert f"{setting}: 1 runs trained, 3 taken from the store" in output
+    assert f"{seed}: 1 run trained, 0 taken from the store" in output
+    assert f"{setting}: 1 run trained, 3 taken from the store" in output
     shutil.rmtree(project / "reports/tiny/results" / seed.partition("/")[2])
     write_params(project, TINY)
     output = run(project, "dvc", "repro").stdout
-    assert "runs trained" not in output
+    assert " trained, " not in output
     assert ran_stages(run(project, "dvc", "repro").stdout) == set()
 
 
@@ -165,7 +165,7 @@ def test_one_cohort_is_reproduced_bit_for_bit_without_store_and_cache(project: P
     for name in (".store", ".dvc/cache", "runs", f"reports/tiny/results/{cohort}"):
         shutil.rmtree(project / name)
     output = run(project, "dvc", "repro", f"evaluate@tiny/{cohort}").stdout
-    assert f"tiny/{cohort}: 1 runs trained, 0 taken from the store" in output
+    assert f"tiny/{cohort}: 1 run trained, 0 taken from the store" in output
     again = load_file(training / "weights.safetensors")
     assert weights.keys() == again.keys()
     assert all(np.array_equal(weights[name], again[name]) for name in weights)

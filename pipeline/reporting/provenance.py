@@ -151,27 +151,29 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
     data, display = [], []
     for cell, cohort in sorted(names.items(), key=lambda item: item[1]):
         run = known.get(cell)
-        row: dict[str, Any] = {
-            "cell": cell.partition("/")[2],
-            "status": run.status if run else NOT_RUN,
-            "nll": metric_of(run, "nll") if run else None,
-            "steps": run.training.get("steps") if run else None,
-            "training_s": training_seconds(run) if run else None,
-            "evaluation_s": evaluation_seconds(run) if run else None,
-            "digest": run.digest if run else None,
-            "command": command(cohort),
-        }
-        data.append(row)
+        nll, steps = (metric_of(run, "nll"), run.training.get("steps")) if run else (None, None)
+        data.append(
+            {
+                "cell": cell.partition("/")[2],
+                "status": run.status if run else NOT_RUN,
+                "nll": nll,
+                "steps": steps,
+                "training_s": training_seconds(run) if run else None,
+                "evaluation_s": evaluation_seconds(run) if run else None,
+                "digest": run.digest if run else None,
+                "command": command(cohort),
+            }
+        )
         display.append(
             {
                 "run": cell.rpartition("/")[2],
-                "status": row["status"],
-                "NLL": number(row["nll"]),
-                "steps": DASH if row["steps"] is None else f"{row['steps']:,}",
-                "training": duration(row["training_s"]) if run else DASH,
-                "evaluation": duration(row["evaluation_s"]) if run else DASH,
-                "digest": row["digest"] or DASH,
-                "command": row["command"],
+                "status": run.status if run else NOT_RUN,
+                "NLL": number(nll),
+                "steps": DASH if steps is None else f"{steps:,}",
+                "training": duration(training_seconds(run)) if run else DASH,
+                "evaluation": duration(evaluation_seconds(run)) if run else DASH,
+                "digest": run.digest if run else DASH,
+                "command": command(cohort),
             }
         )
     caption = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +31,7 @@ def test_it_reports_what_is_on_disk(
     save_results(project / "reports" / run.cohort.replace("/", "/results/"), [run])
     monkeypatch.setattr(sys, "argv", ["report", "quick"])
     report.main()
-    assert capsys.readouterr().out == "quick: 1 runs -> reports/quick/index.html\n"
+    assert re.fullmatch(r"quick: 1 run -> reports/quick/index.html, \d+ s\n", capsys.readouterr().out)
     assert "123.45" in (project / "reports" / "quick" / "index.html").read_text(encoding="utf-8")
 
 
