@@ -174,7 +174,7 @@ def test_evaluation_adds_gradient_snr_where_asked_for(grey_images: NDArray[np.ui
     save_weights(tmp_path / WEIGHTS, run.latent, initial_weights(run.latent, run.protocol, 0, mean))
     spec = EvaluationSpec(1, 4, 2, test_images=4, train_images=0, pruned=False, snr_gradients=16)
     bits = (grey_images[500:] > 127).astype(np.uint8)
-    evaluate_run(tmp_path, run, spec, grey_images, bits, torch.device("cpu"), tmp_path / "evaluation")
+    evaluate_run(tmp_path, run, spec, grey_images, bits, torch.device("cpu"), tmp_path / "evaluation", {})
     with np.load(tmp_path / "evaluation.npz") as arrays:
         assert arrays["snr/step"].tolist() == [0, 5]
         # The same weights at both: images and noise are the same too.

