@@ -40,12 +40,8 @@ for name in ("torch", "numpy", "safetensors"):
     with_requirements(name, there)
 refused = {module for module, names in packages_distributions().items() if not {plain(name) for name in names} & there}
 
-class Refusal(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path, target=None):
-        if name.partition(".")[0] in refused - {"pipeline", "stages"}:
-            raise ModuleNotFoundError(f"{name} is not on a bare machine")
-
-sys.meta_path.insert(0, Refusal())
+# None stands for a module that is not there, for imports and for importlib.util.find_spec.
+sys.modules |= dict.fromkeys(refused - {"pipeline", "stages"})
 sys.argv = sys.argv[1:]
 runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
@@ -72,7 +68,7 @@ def on_a_bare_machine(folder: Path, *command: str) -> subprocess.CompletedProces
 @pytest.mark.parametrize("package", ["tqdm", "pydantic", "yaml"])
 def test_the_bare_machine_of_these_tests_is_bare(package: str, tmp_path: Path) -> None:
     (tmp_path / "needs.py").write_text(f"import {package}")
-    assert f"{package} is not on a bare machine" in on_a_bare_machine(tmp_path, "needs").stderr
+    assert f"import of {package} halted" in on_a_bare_machine(tmp_path, "needs").stderr
 
 
 def test_the_launcher_needs_torch_numpy_and_safetensors_alone() -> None:
