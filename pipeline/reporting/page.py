@@ -15,13 +15,14 @@ from markupsafe import Markup
 
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
-from pipeline.reporting import provenance, render
+from pipeline.reporting import ablation, later, plane, provenance, render, tables
 from pipeline.reporting.ais import ais_tables
-from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather, metric_of
+from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, Cells, gather, metric_of
 from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
-from pipeline.reporting.figures import Figure, all_figures
+from pipeline.reporting.drawing import Figure
+from pipeline.reporting.figures import all_figures
 from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
-from pipeline.reporting.tables import DASH, Table, all_tables
+from pipeline.reporting.tables import DASH, Table
 from pipeline.results import RUNS, RunResult
 from pipeline.spec import CohortSpec
 
@@ -66,7 +67,7 @@ def build_report(
     cells = gather(results)
     toy = load_toy(folder / "results")
     decided = [*decide_claims(cells, scale), *gradient_claims(cells, toy, scale)]
-    tables = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
+    shown = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
     sections = all_figures(results, cells, decided) | {"gradients": gradient_figures(cells, toy)}
     made = {
         "cells": provenance.cells(results, planned),
@@ -79,7 +80,7 @@ def build_report(
         shutil.rmtree(folder / name, ignore_errors=True)
         # Git keeps no empty folder, and DVC misses an output that is not there.
         write_text(folder / name / ".gitkeep", "")
-    for table in tables:
+    for table in shown:
         write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
         write_text(folder / "tables" / f"{table.name}.md", render.to_markdown(table))
         write_text(folder / "tables" / f"{table.name}.tex", render.to_latex(table))
@@ -90,7 +91,7 @@ def build_report(
     for section in sections.values():
         for figure in section.figures:
             write_figure(folder / "figures", figure)
-    by_name = {table.name: table for table in tables}
+    by_name = {table.name: table for table in shown}
     claims = by_name.pop("claims")
     known = [i for i, result in enumerate(decided) if result.effect is not None]
     own = Path(__file__).parent
@@ -126,6 +127,21 @@ def build_report(
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult], scale: str) -> list[Table]:
+    """Every table of the report but those of runs' gradients and of AIS, in its order."""
+    beyond = [later.table(cells), ablation.table(cells), plane.table(cells), tables.other_runs(cells, scale)]
+    return [
+        tables.claims(decided),
+        tables.burda(cells, "burda-table1", scale),
+        tables.burda_table2(cells, scale),
+        tables.burda(cells, "burda-table3", scale),
+        tables.rainforth(cells, scale),
+        tables.every_objective(cells, scale),
+        *(table for table in beyond if table),
+        tables.diagnostics(results),
+    ]
 
 
 def key_numbers(run: RunResult) -> dict[str, float]:

@@ -17,7 +17,7 @@ from pipeline.files import read_json
 from pipeline.published import Place, Setting
 from pipeline.reporting.cells import SPLITS, Cell, Cells, find, metric_of, setting_name
 from pipeline.reporting.claims import ClaimResult, Effect, Measured, judge, place_name
-from pipeline.reporting.figures import COLOURS, MARKERS, Figure, FigureSection, MissingFigure, _canvas, _finish
+from pipeline.reporting.drawing import COLOURS, MARKERS, Figure, FigureSection, MissingFigure, finish, open_canvas
 from pipeline.reporting.tables import Table, number
 from pipeline.results import ARRAYS, METRICS, TOY
 
@@ -91,7 +91,7 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
     if toy is None:
         return MissingFigure(name, title, "the stage `toy` of this scale")
     frames = []
-    with _canvas(name, 11, 4.3) as canvas:
+    with open_canvas(name, 11, 4.3) as canvas:
         axes = canvas.subplots(1, 3, sharey=True)
         for ax, (group, heading) in zip(axes, PANELS.items(), strict=True):
             for sweep, label in SWEEPS.items():
@@ -122,7 +122,7 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
             "(Rainforth's Theorem 1 with its constants). In the legends: the slope fitted to the upper half of the "
             "axis (in brackets that of the closed form), and its limit, which is the paper's ±1/2."
         )
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def _slope_label(toy: ToyResult, key: str, label: str) -> str:
@@ -160,7 +160,7 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
     if toy is None:
         return MissingFigure(name, title, "the stage `toy` of this scale")
     frames = []
-    with _canvas(name, 9, 3.8) as canvas:
+    with open_canvas(name, 9, 3.8) as canvas:
         axes = canvas.subplots(1, 2, sharey=True)
         for ax, (group, heading) in zip(axes, (("encoder", "encoder: A and b"), ("mu", "decoder: μ")), strict=True):
             for sweep, label in SWEEPS.items():
@@ -185,7 +185,7 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
             "The first half of the draws gives the direction, the second half the ratios. Rainforth's Figure 3 has no "
             "numbers to compare with."
         )
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def random_dsnr(parameters: int) -> float:
@@ -201,7 +201,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
     chosen = np.unique(np.linspace(0, len(toy.samples) - 1, HISTOGRAM_SIZES).round().astype(int))
     shades = [0.25, 0.5, 0.75, 1.0][-len(chosen) :]
     records = []
-    with _canvas(name, 9, 5) as canvas:
+    with open_canvas(name, 9, 5) as canvas:
         axes = canvas.subplots(2, 2, sharex="col")
         for column, (group, heading) in enumerate((("b", "encoder: b₁"), ("mu", "decoder: μ₁"))):
             for row, sweep in enumerate(("iwae", "vae")):
@@ -229,7 +229,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
             "As K grows, IWAE's encoder gradients shrink towards zero faster than they concentrate; its decoder "
             "gradients concentrate on the gradient of log p(x), and VAE's on that of the ELBO."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 def slopes_table(toy: ToyResult | None) -> list[Table]:
@@ -312,7 +312,7 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
     data = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     if data.empty:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
-    with _canvas(name, 11, 6.2) as canvas:
+    with open_canvas(name, 11, 6.2) as canvas:
         axes = canvas.subplots(2, 2, sharex=True)
         for ax, (measure, heading) in zip(axes.flat, MEASURES.items(), strict=True):
             for setting in TRAINED:
@@ -340,7 +340,7 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
             "stand at the same weights. Hollow: the paper's encoder SNR, read off its plot; we do not know how it "
             "chose images or averaged over parameters."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def sweep_snr(cells: Cells) -> Figure | MissingFigure:
@@ -359,7 +359,7 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
     if not frames:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
     data = pd.concat(frames, ignore_index=True)
-    with _canvas(name, 9.5, 3.9) as canvas:
+    with open_canvas(name, 9.5, 3.9) as canvas:
         axes = canvas.subplots(1, 2)
         for ax, (measure, heading) in zip(axes, (("snr_encoder", "encoder"), ("snr_decoder", "decoder")), strict=True):
             for objective in families:
@@ -389,7 +389,7 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
             "most of the weight, more groups help both as √M. Bars: 95 % over draws and seeds. The paper shows no such "
             "sweep."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def gradient_figures(cells: Cells, toy: ToyResult | None) -> FigureSection:

@@ -218,7 +218,7 @@ def _beyond(cells: Cells, experiment: str, shown: list[Row], metrics: tuple[str,
     ]
 
 
-def _images_note(cells: Cells, experiment: str) -> str:
+def images_note(cells: Cells, experiment: str) -> str:
     runs = [run for found in cells.values() for cell in found for run in cell.finished]
     used = {
         (int(run.metrics["test_images"]), int(run.metrics["num_samples"]))
@@ -254,7 +254,7 @@ def burda(cells: Cells, experiment: str, scale: str) -> Table:
     rows += _beyond(cells, experiment, rows, ("nll",), scale)
     numeral = experiment.removeprefix("burda-table")
     caption = (
-        f"NLL in nats (lower is better) and active units (bottom layer first). {_images_note(cells, experiment)}"
+        f"NLL in nats (lower is better) and active units (bottom layer first). {images_note(cells, experiment)}"
         f"SE is over test images; the paper used the same images, so it is no error of the difference. Reproduced: "
         f"within {TOLERANCE} nats. VAE and IWAE are one algorithm at k = 1: one run."
     )
@@ -292,7 +292,7 @@ def burda_table2(cells: Cells, scale: str) -> Table:
     rows += _beyond(cells, "burda-table2", rows, ("nll",), scale)
     caption = (
         "NLL in nats and active units after each stage. The second stage starts from the first one's weights and Adam "
-        f"state and trains under the other objective. {_images_note(cells, 'burda-table2')}Verdicts as in Table 1."
+        f"state and trains under the other objective. {images_note(cells, 'burda-table2')}Verdicts as in Table 1."
     )
     title = "Burda et al., Table 2: continuing under the other objective"
     return _table("burda_table2", title, caption, rows, _drop(rows, units=True), ())
@@ -310,7 +310,7 @@ def rainforth(cells: Cells, scale: str) -> Table:
     rows += _beyond(cells, "rainforth-table1", rows, RAINFORTH_METRICS, scale)
     caption = (
         "MNIST, 1 layer, T = M × K = 64, nats, higher is better. log p̂ is the test log-likelihood, IWAE-64 the bound "
-        f"with 64 samples, −KL(Q‖P) their difference. {_images_note(cells, 'rainforth-table1')}SE is over test images; "
+        f"with 64 samples, −KL(Q‖P) their difference. {images_note(cells, 'rainforth-table1')}SE is over test images; "
         f"the paper's ± is the standard deviation over four runs. Reproduced: within two standard errors, "
         f"theirs (± / 2) and ours over seeds combined ({ONE_SEED_NATS} nats where there is one); where it states none, "
         f"within {TOLERANCE} nats."
@@ -338,7 +338,7 @@ def every_objective(cells: Cells, scale: str) -> Table:
     rows += _beyond(cells, "every-objective", rows, ("nll",), scale)
     caption = (
         "NLL in nats, lower is better. The last column is the NLL minus IWAE's at the same T (below zero: better than "
-        f"IWAE) ± its standard error, paired by test image. {_images_note(cells, 'every-objective')}"
+        f"IWAE) ± its standard error, paired by test image. {images_note(cells, 'every-objective')}"
     )
     drop = [*_drop(rows, units=True), "paper", "difference", "paper's units"]
     table = _table("every_objective", "Every objective in Burda's setting", caption.strip(), rows, drop, ())
@@ -491,21 +491,3 @@ def _effect(result: ClaimResult) -> str:
         return NOT_RUN
     uncertainty = f"{result.effect.uncertainty:.2f}" if result.unit != "units" else f"{result.effect.uncertainty:.1f}"
     return f"{_signed(result, result.effect.value)} ± {uncertainty} {result.unit}"
-
-
-def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult], scale: str) -> list[Table]:
-    """Every table of the report, in its order."""
-    # These modules build on this one.
-    from pipeline.reporting import ablation, later, plane
-
-    beyond = [later.table(cells), ablation.table(cells), plane.table(cells), other_runs(cells, scale)]
-    return [
-        claims(decided),
-        burda(cells, "burda-table1", scale),
-        burda_table2(cells, scale),
-        burda(cells, "burda-table3", scale),
-        rainforth(cells, scale),
-        every_objective(cells, scale),
-        *(table for table in beyond if table),
-        diagnostics(results),
-    ]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.reporting.figures import Figure
+from pipeline.reporting.drawing import Figure
 from pipeline.reporting.page import behind, build_report
 from pipeline.results import RunResult
 from pipeline.spec import CohortSpec

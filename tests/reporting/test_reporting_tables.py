@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from pipeline.published import burda_table
-from pipeline.reporting import tables
 from pipeline.reporting.cells import gather
 from pipeline.reporting.claims import decide_claims
+from pipeline.reporting.page import all_tables
 from pipeline.reporting.render import is_text, latex_escape, shade, sort_value, to_csv, to_html, to_latex, to_markdown
 from pipeline.reporting.tables import Table
 from pipeline.results import RunResult
@@ -23,7 +23,7 @@ Make = Callable[..., RunResult]
 
 def build(results: list[RunResult], scale: str = "quick") -> dict[str, Table]:
     cells = gather(results)
-    made = tables.all_tables(results, cells, decide_claims(cells, scale), scale)
+    made = all_tables(results, cells, decide_claims(cells, scale), scale)
     return {table.name: table for table in made}
 
 
