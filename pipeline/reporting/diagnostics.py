@@ -119,7 +119,14 @@ def _trained_bias(ax: Axes, run: RunResult, share: float) -> pd.DataFrame:
     shown = predicted < 40 * gap.max()
     ax.plot(K[shown], predicted[shown], color="#999999", lw=0.9, **style)
     ax.plot(K, np.where(gap > 0, gap, np.nan), color=colour_of(run.spec.objective), lw=1.6, **style)
-    columns = {"panel": run.experiment, "model": model_name(run), "images": len(chosen), "K": K}
+    columns = {
+        "panel": run.experiment,
+        "cohort": run.cohort,
+        "run": run.spec.name,
+        "model": model_name(run),
+        "images": len(chosen),
+        "K": K,
+    }
     return pd.DataFrame({**columns, "gap": gap, "predicted": predicted})
 
 

@@ -76,6 +76,7 @@ def effects_data(compared: Sequence[Compared]) -> pd.DataFrame:
         row: dict[str, Any] = {
             "group": one.group,
             "label": one.label,
+            "experiment": place.experiment,
             "dataset": place.dataset,
             "layers": place.layers,
             "objective": setting.objective,

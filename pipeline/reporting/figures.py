@@ -58,6 +58,7 @@ THRESHOLD = 0.01
 UNITS = {
     "nats": "effect in nats",
     "units": "effect in active units",
+    "%": "effect in % (logarithmic beyond ±10)",
     "slope": "slope of log SNR in log K, signed as the claim says",
     "ln ratio": "logarithm of a ratio of SNRs",
 }
@@ -91,11 +92,16 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
             ax.set_xlabel(UNITS[unit])
+            if unit == "%":
+                # From a few percent to some hundred.
+                ax.set_xscale("symlog", linthresh=10)
+                ax.xaxis.set_major_formatter("{x:g}")
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         caption = (
             "Dot and bar: our effect and the interval that decides the claim; diamond: the paper's effect (grey where "
-            "unverified). Right of the line the claim is supported."
+            "unverified, none where the paper prints no number). Right of the line the effect has the claim's sign. "
+            "A panel a unit."
         )
         return finish(canvas, name, title, caption, data)
 
@@ -162,6 +168,7 @@ def nll_heatmap(cells: Cells, dataset: str) -> Figure | MissingFigure:
                     labels.loc[heading, k] = f"{label}\npaper {paper.value:.2f}" if paper else label
                     records.append(
                         {
+                            "experiment": cell.place.experiment if cell else None,
                             "dataset": dataset,
                             "layers": layers,
                             "objective": heading,
@@ -238,7 +245,8 @@ def difference_heatmap(cells: Cells) -> Figure | MissingFigure:
         bar = {"label": "ours − paper in nats (blue: ours is better)"}
         heatmap(ax, values, labels, cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
         caption = (
-            "NLL in nats, ours minus the paper's (blue: lower, better; red: higher, worse), and the paper's value."
+            "Test NLL in nats, ours minus the paper's (blue: lower, better; red: higher, worse); below it the paper's "
+            "value. A faithful rerun is pale all over."
         )
         return finish(canvas, name, title, caption, pd.DataFrame(records))
 
@@ -528,7 +536,7 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
                 depth = f"{layers_name(layers)}, layer {unit}" if layers > 1 else layers_name(layers)
                 ax.set(title=f"{depth}, k = {k}", ylabel="units", xlabel="")
                 if ax.get_legend_handles_labels()[0]:
-                    ax.legend(fontsize=7, loc="upper left")
+                    ax.legend(fontsize=7, loc="upper left", frameon=True, framealpha=1, edgecolor="none", borderpad=0.1)
         for row in axes:
             # Room for the legend above the bars.
             row[0].set_ylim(0, 1.4 * row[0].get_ylim()[1])

@@ -169,7 +169,14 @@ def latent_scatter(results: list[RunResult]) -> Figure | MissingFigure:
             reach = 1.05 * max(2.0, float(np.abs(means).max()))
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="first latent unit")
             ax.set_title(f"{model_name(run)}\nnearest other image has the same digit: {neighbours(means, labels):.0%}")
-            columns = {"model": model_name(run), "h1": means[:, 0], "h2": means[:, 1], "digit": labels}
+            columns = {
+                "model": model_name(run),
+                "cohort": run.cohort,
+                "run": run.spec.name,
+                "h1": means[:, 0],
+                "h2": means[:, 1],
+                "digit": labels,
+            }
             frames.append(pd.DataFrame(columns))
         axes[0].set_ylabel("second latent unit")
         caption = (
@@ -221,7 +228,9 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
             for i, pixels in enumerate(_hexadecimal(images))
         ]
     )
-    with open_canvas(name, 8.6, 0.4 + 0.62 * len(rows)) as canvas:
+    with open_canvas(name, 9.0, 0.4 + 0.62 * len(rows)) as canvas:
+        # A browser may set the long labels in a wider font.
+        canvas.set_layout_engine("constrained", w_pad=0.25)
         ax = canvas.subplots()
         ax.imshow(_tiles(np.stack(rows)), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
         ax.set_xticks([])

@@ -23,7 +23,7 @@ from pipeline.reporting.drawing import Figure
 from pipeline.reporting.figures import all_figures
 from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
 from pipeline.reporting.tables import DASH, Table
-from pipeline.results import RUNS, RunResult
+from pipeline.results import METRICS, RUNS, TOY, RunResult
 from pipeline.spec import CohortSpec
 
 DECISIONS = (HOLDS, FAILS, UNDECIDED, NOT_DECIDED, NOT_RUN)
@@ -34,6 +34,14 @@ WORDS = {
 }
 """Decision -> how one claim and several are said to stand."""
 TEMPLATE = "page.html"
+PARTS = {
+    "gradients": ("toy_slopes",),
+    "diagnostics": ("ais",),
+    "beyond": ("later_estimators", "protocol_ablation", "mk_plane", "other_runs"),
+}
+"""Section of the page -> tables that stand there; any other stands beside the papers'."""
+FOLD_FROM = 15
+"""Rows from which a table that no paper has is folded."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,9 @@ def build_report(
             write_figure(folder / "figures", figure)
     by_name = {table.name: table for table in shown}
     claims = by_name.pop("claims")
+    diagnostics = by_name.pop("diagnostics")
+    elsewhere_shown = {name for names in PARTS.values() for name in names}
+    parts = {"papers": tuple(name for name in by_name if name not in elsewhere_shown), **PARTS}
     known = [i for i, result in enumerate(decided) if result.effect is not None]
     own = Path(__file__).parent
     environment = Environment(
@@ -111,8 +122,9 @@ def build_report(
         claims=claims,
         claims_run=select_rows(claims, known),
         claims_not_run=select_rows(claims, [i for i in range(len(decided)) if i not in set(known)]),
-        diagnostics=by_name.pop("diagnostics"),
-        tables=list(by_name.values()),
+        diagnostics=diagnostics,
+        fold_from=FOLD_FROM,
+        tables={part: [by_name[name] for name in names if name in by_name] for part, names in parts.items()},
         sections=sections,
         made=made,
         deviations=provenance.deviations(results),
@@ -168,12 +180,19 @@ def inline_svg(figure: Figure) -> Markup:
     # Matplotlib numbers its groups alike in every figure; an id may stand on a page once.
     used = set(re.findall(r"#([\w.-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    label = Markup('<svg role="img" aria-label="{}. {}"').format(figure.title, figure.caption)
+    # A narrow figure spread over the page would have letters larger than the text's.
+    width = round(1.4 * float(re.findall(r'width="([\d.]+)pt"', svg)[0]))
+    label = Markup('<svg role="img" style="max-width: min({}px, 100%)" aria-label="{}. {}"').format(
+        width, figure.title, figure.caption
+    )
     return Markup(svg.replace("<svg", label, 1))
 
 
 def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
-    """The runs that a figure shows, by cohort: those that its data name, by whichever columns name them."""
+    """The runs that a figure shows, by cohort: those that its data name, by whichever columns name them.
+
+    The Gaussian toy has numbers but no runs.
+    """
     columns = {
         "cohort": lambda run: run.cohort,
         "run": lambda run: run.spec.name,
@@ -186,8 +205,13 @@ def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
         "K": lambda run: run.spec.K,
     }
     naming = [name for name in columns if name in figure.data.columns]
+    if "cohort" in naming:
+        # Then a column K may count something else.
+        naming = [name for name in ("cohort", "run") if name in naming]
     named = set(figure.data[naming].drop_duplicates().itertuples(index=False, name=None))
     own = [run for run in results if not naming or tuple(columns[name](run) for name in naming) in named]
+    if named == {(TOY,)}:
+        return [Behind(TOY, (), f"results/{TOY}/{METRICS}")]
     return [
         Behind(key.partition("/")[2], tuple(run.spec.name for run in runs), f"results/{key.partition('/')[2]}/{RUNS}")
         for key, runs in provenance.by_cohort(own).items()

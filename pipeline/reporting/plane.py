@@ -66,6 +66,7 @@ def plane_data(cells: Cells) -> pd.DataFrame:
                 ours, paper = estimate(cell, panel.metric), published_in_plane(setting, panel.metric)
                 rows.append(
                     {
+                        "experiment": EXPERIMENT,
                         "metric": panel.metric,
                         "objective": objective,
                         "M": M,
@@ -96,7 +97,8 @@ def heatmaps(cells: Cells) -> Figure | MissingFigure:
                 _panel(ax, own[own["objective"] == objective], panel, (own["ours"].min(), own["ours"].max()))
                 ax.set_title(f"{panel.title}, {objective_name(objective)}", loc="left")
             row[0].set_ylabel("M (groups)")
-            row[1].collections[0].colorbar.set_label(f"{panel.unit} (darker: {panel.better})")
+            if bar := row[1].collections[0].colorbar:
+                bar.set_label(f"{panel.unit} (darker: {panel.better})")
         for ax in canvas.axes[2 * len(shown) - 2 : 2 * len(shown)]:
             ax.set_xlabel("K (samples in a group)")
         caption = (
@@ -115,7 +117,8 @@ def _panel(ax: Axes, data: pd.DataFrame, panel: Panel, limits: tuple[float, floa
         values.loc[record["M"], record["K"]] = record["ours"]
         labels.loc[record["M"], record["K"]] = _label(record, panel)
     low, high = limits
-    span = {"vmin": low, "vmax": high} if high > low else {"vmin": low - 1, "vmax": low + 1}
+    # Where all are equal a scale would show differences that are not there.
+    span = {"vmin": low, "vmax": high} if high > low else {"vmin": low - 1, "vmax": low + 1, "cbar": False}
     options: dict[str, Any] = {"cmap": "viridis" if panel.darker_is_less else "viridis_r", **span}
     heatmap(ax, values, labels, **options)
     for i, M in enumerate(rows):

@@ -106,7 +106,9 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
                 ax.errorbar(toy.samples, toy.rms(key), yerr=1.96 * error, label=_slope_label(toy, key, label), **style)
                 ax.plot(toy.samples, toy.closed_form(key), color="#222222", lw=1, ls="--", zorder=3)
                 columns = {"rms_snr": toy.rms(key), "standard_error": error, "closed_form": toy.closed_form(key)}
-                frames.append(pd.DataFrame({"sweep": sweep, "group": group, "samples": toy.samples, **columns}))
+                frames.append(
+                    pd.DataFrame({"experiment": TOY, "sweep": sweep, "group": group, "samples": toy.samples, **columns})
+                )
             _log_axes(ax, toy.samples)
             ax.set(title=heading, xlabel="M of VAE (K = 1), K of the others (M = 1)")
             ax.legend(fontsize=7, loc="upper left")
@@ -172,7 +174,9 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
                 )
                 ax.fill_between(toy.samples, low, high, color=SWEEP_COLOURS[sweep], alpha=0.2, lw=0)
                 columns = {"dsnr": mean, "lower_quartile": low, "upper_quartile": high}
-                frames.append(pd.DataFrame({"sweep": sweep, "group": group, "samples": toy.samples, **columns}))
+                frames.append(
+                    pd.DataFrame({"experiment": TOY, "sweep": sweep, "group": group, "samples": toy.samples, **columns})
+                )
             parameters = toy.arrays[f"iwae/{group}/snr"].shape[1]
             ax.axhline(random_dsnr(parameters), color="#777777", lw=1, ls=":", label="random direction")
             _log_axes(ax, toy.samples)
@@ -215,7 +219,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
                     label = f"{'M' if sweep == 'vae' else 'K'} = {size}"
                     ax.stairs(density, bins, color=SWEEP_COLOURS[sweep], alpha=shade, lw=1.4, label=label)
                     records.append(
-                        {"sweep": sweep, "group": group, "samples": size}
+                        {"experiment": TOY, "sweep": sweep, "group": group, "samples": size}
                         | {"mean": draws[index].mean(), "sd": draws[index].std(ddof=1)}
                     )
                 ax.axvline(0, color="#333333", lw=0.8)
@@ -308,7 +312,14 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
     for setting in TRAINED:
         for measure in MEASURES:
             frame = _over_seeds(_cell(cells, setting)[1], measure)
-            frames.append(frame.assign(objective=setting.objective, setting=setting_name(setting), measure=measure))
+            frames.append(
+                frame.assign(
+                    experiment="rainforth-table1",
+                    objective=setting.objective,
+                    setting=setting_name(setting),
+                    measure=measure,
+                )
+            )
     data = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     if data.empty:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
@@ -355,7 +366,11 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
                 rows = _over_seeds(_cell(cells, setting)[1], measure)
                 if len(rows):
                     ends = rows.iloc[[0, -1]].assign(when=["initial", "final"])
-                    frames.append(ends.assign(family=objective, M=setting.M, K=setting.K, measure=measure))
+                    frames.append(
+                        ends.assign(
+                            experiment="rainforth-table1", family=objective, M=setting.M, K=setting.K, measure=measure
+                        )
+                    )
     if not frames:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
     data = pd.concat(frames, ignore_index=True)

@@ -32,6 +32,26 @@ def row(table: Table, group: str, label: str) -> pd.Series:
     return table.display.iloc[i]
 
 
+def test_runs_under_another_protocol_are_explained_where_they_stand(make: Callable[..., RunResult]) -> None:
+    own = make("iwae", 1, 5, scale="paper")
+    other = replace(own, spec=replace(own.spec, protocol_name="paper"))
+    said = build([other], "paper")["burda_table1"]
+    assert "other protocol" in set(said.display["verdict"])
+    assert any(note.startswith("other protocol: trained in another way") for note in said.notes)
+    assert not build([own], "paper")["burda_table1"].notes[1:]
+
+
+def test_the_caption_says_when_omniglot_is_not_the_papers_file(make: Callable[..., RunResult]) -> None:
+    def caption(variant: str) -> str:
+        run = make("iwae", 1, 5, dataset="omniglot")
+        return build([replace(run, training={**run.training, "data": {"variant": variant}})])["burda_table1"].caption
+
+    assert "OMNIGLOT here is rebuilt from the public release: not the file chardata.mat" in caption(
+        "rebuilt from the public release"
+    )
+    assert "OMNIGLOT" not in caption("chardata.mat")
+
+
 def test_without_results_every_cell_of_the_papers_says_not_run() -> None:
     made = build([])
     for name, cells in (("burda_table1", 20), ("burda_table2", 4), ("burda_table3", 10), ("rainforth_table1", 48)):
