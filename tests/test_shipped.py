@@ -172,21 +172,20 @@ def test_room_is_kept_to_and_rows_come_first(here: Path, monkeypatch: pytest.Mon
         ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
 
 
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("listed", [False, True])
 def test_rows_without_room_are_counted_and_named_on_request(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    listed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(shipped, "OTHER_MEGABYTES", 2.0)
     # Each run a table row of its own.
     monkeypatch.setattr(shipped, "_row", lambda result: (result.spec.name,))
-    monkeypatch.setattr(sys, "argv", ["weights", "tiny"])
+    monkeypatch.setattr(sys, "argv", ["weights", "tiny", *(["--list"] if listed else [])])
     weights.main()
-    _, said = capsys.readouterr().out.splitlines()
-    assert said == "1 table row has no weights there: no room within 2 MB; --list names it"
-    monkeypatch.setattr(sys, "argv", ["weights", "tiny", "--list"])
-    weights.main()
-    _, said, named = capsys.readouterr().out.splitlines()
-    assert said == "1 table row has no weights there: no room within 2 MB"
-    assert named.strip() in (CELL, f"{COHORT}/{OTHER}")
+    _, said, *named = capsys.readouterr().out.splitlines()
+    assert said.startswith("1 table row has no weights there: no room within 2 MB")
+    assert ("--list names it" in said) != listed
+    assert named == ([f"  {COHORT}/{OTHER}"] if listed else [])
 
 
 def test_selection_serves_each_row_and_protocol_before_any_a_second_time() -> None:

@@ -235,7 +235,7 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
         ax.imshow(_tiles(np.stack(rows)), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
         ax.set_xticks([])
         ax.set_yticks([PIXELS * (i + 0.5) for i in range(len(rows))], ["test image x", *names])
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, labelsize=8)
         ax.spines[:].set_visible(False)
         for i in range(1, len(rows)):
             changed = i == 1 or runs[i - 1].spec.latent != runs[i - 2].spec.latent
