@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -87,7 +88,17 @@ def finish(canvas: Canvas, name: str, title: str, caption: str, data: pd.DataFra
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     canvas.savefig(svg, format="svg", metadata=nothing)
     canvas.savefig(png, format="png", metadata={"Software": None})
-    return Figure(name, title, caption, svg.getvalue(), png.getvalue(), data)
+    return Figure(name, title, caption, numbered(svg.getvalue(), name), png.getvalue(), data)
+
+
+def numbered(svg: str, name: str) -> str:
+    """Matplotlib's ids by order of appearance, in place of hashes.
+
+    They are hashes of coordinates to the last bit, which the layout's solver does not repeat in another process.
+    """
+    found = dict.fromkeys(re.findall(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', svg))
+    new = {old: f"{name}-{i}" for i, old in enumerate(found)}
+    return re.sub(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', lambda match: new[match[0]], svg)
 
 
 def colour_of(objective: str) -> str:
