@@ -151,7 +151,7 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
                     remember(store, machine, shape, pace.rate)
             for line in diverged(cohort, jobs):
                 say(f"warning: {line}", file=sys.stderr)
-        runs = [finished_run(job.finished, store, spec) for job in jobs]
+        runs = [finished_run(job.finished, job.spec, store, spec) for job in jobs]
         waiting = sum(not run.is_evaluated for run in runs)
         each = remembered(store, machine, evaluation_shape(cohort, spec))
         if waiting and until is not None and each is not None and time.monotonic() + each > until:
@@ -171,7 +171,7 @@ def record(project: Project) -> None:
     for item in project.standings():
         if item.jobs and item.evaluated == len(item.jobs):
             spec = project.evaluations[item.cohort.key]
-            write_results(item.cohort, [finished_run(job.finished, project.store, spec) for job in item.jobs])
+            write_results(item.cohort, [finished_run(job.finished, job.spec, project.store, spec) for job in item.jobs])
             say(f"{item.cohort.key}: done -> {results_folder(item.cohort.key)}")
 
 

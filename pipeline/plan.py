@@ -116,7 +116,7 @@ def standing(
     data_digest = load_dataset(binarized(cohort.dataset)).digest
     jobs = stored_jobs(cohort, cohorts, data_digest, store)
     steps = [job.spec.total_steps if job.is_finished else checkpoint_step(job.folder / CHECKPOINT) for job in jobs]
-    runs = [finished_run(job.finished, store, spec) for job in jobs if job.is_finished]
+    runs = [finished_run(job.finished, job.spec, store, spec) for job in jobs if job.is_finished]
     evaluated = sum(run.is_evaluated for run in runs)
     recorded = _recorded(cohort, jobs, spec) and not (again and evaluated < len(jobs))
     rate = remembered(store, machine, training_shape(cohort, jobs))

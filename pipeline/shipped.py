@@ -79,8 +79,10 @@ def _weights_of(result: RunResult, store: Path) -> Path | None:
     return None
 
 
-def ship(results: list[RunResult], scale: str, store: Path) -> list[str]:
+def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = False) -> list[str]:
     """Fill the scale's weights folder as far as there is room; returns a sentence per thing to know.
+
+    `list_all`: name each cell that stands for a table row without room, a line each.
 
     What is shipped already stays where its run's weights are not on this machine.
 
@@ -119,7 +121,11 @@ def ship(results: list[RunResult], scale: str, store: Path) -> list[str]:
     write_json(folder / INDEX, index)
     said = [f"{folder}: weights of {len(index)} runs, {used / 1e6:.1f} of at most {limit / 1e6:.0f} MB"]
     if left_out := [cell for row, cell in without_room.items() if row not in served]:
-        said.append(f"no room for {len(left_out)} table rows: {', '.join(left_out)}")
+        one = len(left_out) == 1
+        told = "" if list_all else f"; --list names {'it' if one else 'them'}"
+        rows = "1 table row has" if one else f"{len(left_out)} table rows have"
+        said.append(f"{rows} no weights there: no room within {limit / 1e6:.0f} MB{told}")
+        said += [f"  {cell}" for cell in left_out if list_all]
     if absent:
         said.append(f"{len(absent)} runs have results but no weights on this machine, such as {absent[0]}")
     return said

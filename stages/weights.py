@@ -17,8 +17,9 @@ from stages import run_stage
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.weights", description=__doc__)
     parser.add_argument("scale", help="e.g. paper")
-    scale = parser.parse_args().scale
-    for line in ship(load_results(REPORTS / scale / "results"), scale, store_folder()):
+    parser.add_argument("--list", action="store_true", help="name a cell of each table row for which there is no room")
+    given = parser.parse_args()
+    for line in ship(load_results(REPORTS / given.scale / "results"), given.scale, store_folder(), given.list):
         print(line)
 
 

@@ -49,7 +49,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         data = load_dataset(Path("data/binarized/mnist"))
         jobs = cohort_jobs(cohort, data.digest, STORE, Path("runs"))
         train(jobs, torch.from_numpy(data.train_images), {"data": data.info}, lambda _: None, lambda: False, 1e9)
-        runs = [finished_run(job.finished, STORE, SPEC) for job in jobs]
+        runs = [finished_run(job.finished, job.spec, STORE, SPEC) for job in jobs]
         assert evaluate_waiting(cohort, runs, Machine(CPU, 1, 1e9), SPEC, {}) == 2
         ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
     return folder
@@ -170,6 +170,22 @@ def test_room_is_kept_to_and_rows_come_first(here: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shipped, "OTHER_MEGABYTES", 1.0)
     with pytest.raises(UserError, match="tiny: no weights of finished runs"):
         ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("listed", [False, True])
+def test_rows_without_room_are_counted_and_named_on_request(
+    listed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shipped, "OTHER_MEGABYTES", 2.0)
+    # Each run a table row of its own.
+    monkeypatch.setattr(shipped, "_row", lambda result: (result.spec.name,))
+    monkeypatch.setattr(sys, "argv", ["weights", "tiny", *(["--list"] if listed else [])])
+    weights.main()
+    _, said, *named = capsys.readouterr().out.splitlines()
+    assert said.startswith("1 table row has no weights there: no room within 2 MB")
+    assert ("--list names it" in said) != listed
+    assert named == ([f"  {COHORT}/{OTHER}"] if listed else [])
 
 
 def test_selection_serves_each_row_and_protocol_before_any_a_second_time() -> None:

@@ -30,14 +30,12 @@ class Finished:
     """A finished run directory and where its evaluation is kept."""
 
     folder: Path
+    spec: RunSpec
+    """As the cohort has it: cohorts share runs, and the run directory bears the name that the first one gave it."""
     content: dict[str, Any]
     evaluation_digest: str
     target: Path
     """`<target>.json` and `<target>.npz`"""
-
-    @property
-    def spec(self) -> RunSpec:
-        return RunSpec.from_json(self.content["spec"])
 
     @property
     def diverged(self) -> bool:
@@ -49,16 +47,16 @@ class Finished:
         return self.diverged or self.target.with_suffix(".json").exists()
 
 
-def finished_run(folder: Path, store: Path, spec: EvaluationSpec) -> Finished:
-    """The run directory at `folder`, with its evaluation's place in the store."""
+def finished_run(folder: Path, run: RunSpec, store: Path, spec: EvaluationSpec) -> Finished:
+    """The directory of a cohort's run at `folder`, with its evaluation's place in the store."""
     content = read_run(folder)
     own = evaluation_digest(spec, content["digest"])
-    return Finished(folder, content, own, store / content["digest"] / f"evaluation-{own}")
+    return Finished(folder, run, content, own, store / content["digest"] / f"evaluation-{own}")
 
 
 def finished_runs(cohort: CohortSpec, training: Path, store: Path, spec: EvaluationSpec) -> list[Finished]:
     """The cohort's run directories under `training`, in its order."""
-    return [finished_run(training / run.name, store, spec) for run in cohort.runs]
+    return [finished_run(training / run.name, run, store, spec) for run in cohort.runs]
 
 
 def _evaluate(

@@ -6,9 +6,9 @@ from dataclasses import fields
 
 from pipeline.protocol import PROTOCOLS, Protocol
 from pipeline.reporting.cells import Cell, Cells, dataset_name, layers_name, setting_name
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.reporting.effects import Compared, effects_forest, effects_table
-from pipeline.reporting.figures import Figure, MissingFigure
-from pipeline.reporting.tables import Table, _images_note
+from pipeline.reporting.tables import Table, images_note
 
 EXPERIMENT = "protocol-ablation"
 TITLE = "Which details of the protocol matter"
@@ -50,7 +50,7 @@ def table(cells: Cells) -> Table | None:
     compared = _compared(cells)
     if not compared:
         return None
-    caption = f"NLL in nats, lower is better. {CAPTION} {_images_note(cells, EXPERIMENT)}".strip()
+    caption = f"NLL in nats, lower is better. {CAPTION} {images_note(cells, EXPERIMENT)}".strip()
     return effects_table("protocol_ablation", TITLE, caption, compared, "protocol", "as it is")
 
 

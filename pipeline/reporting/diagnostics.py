@@ -18,17 +18,17 @@ from pipeline.reporting.cells import (
     layers_name,
     with_parameter,
 )
-from pipeline.reporting.figures import (
+from pipeline.reporting.drawing import (
     BURDA_EXPERIMENTS,
     Figure,
     MissingFigure,
-    _canvas,
-    _colour,
-    _curve_style,
-    _decimate,
-    _finish,
-    _first_seeds,
-    _order,
+    colour_of,
+    curve_style,
+    decimate,
+    finish,
+    first_seeds,
+    open_canvas,
+    run_order,
 )
 from pipeline.reporting.latent_space import model_name, shown_runs
 from pipeline.reporting.statistics import log_normal_bias
@@ -61,7 +61,7 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
     if not panels:
         return MissingFigure(name, title, "finished runs of burda-table1 or two-dimensional on MNIST")
     records = []
-    with _canvas(name, 3.7 * (1 + len(panels)), 4.4) as canvas:
+    with open_canvas(name, 3.7 * (1 + len(panels)), 4.4) as canvas:
         toy, *others = canvas.subplots(1, 1 + len(panels), squeeze=False)[0]
         for sigma, colour in SIGMAS.items():
             known = log_normal_bias(sigma)
@@ -82,7 +82,7 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
             Line2D([], [], color="#333333", ls="--", lw=1, label="toy, predicted Var(w) / (2 K E[w]²)"),
         ]
         handles += [
-            Line2D([], [], color=_colour(run.spec.objective), ls=STYLES[model_name(run)], label=model_name(run))
+            Line2D([], [], color=colour_of(run.spec.objective), ls=STYLES[model_name(run)], label=model_name(run))
             for run in panels[0][2]
         ]
         handles.append(Line2D([], [], color="#999999", lw=0.9, label="trained models, predicted"))
@@ -97,7 +97,7 @@ def log_mean_bias(results: list[RunResult]) -> Figure | MissingFigure:
             "weights are steady the gap meets it. The grey lines have 1/K − 1/N for 1/K, N the samples of log "
             "p̂, which has that bias itself. The papers give no numbers for this."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _bias_axes(ax: Axes, heading: str, label: str) -> None:
@@ -118,8 +118,15 @@ def _trained_bias(ax: Axes, run: RunResult, share: float) -> pd.DataFrame:
     style: dict[str, Any] = {"ls": STYLES[model_name(run)]}
     shown = predicted < 40 * gap.max()
     ax.plot(K[shown], predicted[shown], color="#999999", lw=0.9, **style)
-    ax.plot(K, np.where(gap > 0, gap, np.nan), color=_colour(run.spec.objective), lw=1.6, **style)
-    columns = {"panel": run.experiment, "model": model_name(run), "images": len(chosen), "K": K}
+    ax.plot(K, np.where(gap > 0, gap, np.nan), color=colour_of(run.spec.objective), lw=1.6, **style)
+    columns = {
+        "panel": run.experiment,
+        "cohort": run.cohort,
+        "run": run.spec.name,
+        "model": model_name(run),
+        "images": len(chosen),
+        "K": K,
+    }
     return pd.DataFrame({**columns, "gap": gap, "predicted": predicted})
 
 
@@ -142,7 +149,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
                 "layers": place.layers,
                 "setting": f"{with_parameter(place.setting)}, k = {place.setting.T}",
                 "objective": place.setting.objective,
-                "rank": _order(found[0].finished[0]),
+                "rank": run_order(found[0].finished[0]),
                 "gap": test.value - train.value,
                 "standard_error": se,
             }
@@ -154,18 +161,18 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
     datasets = list(dict.fromkeys(data["dataset"]))
     heights = [int((data["dataset"] == dataset).sum()) for dataset in datasets]
     counts = sorted({round(run.evaluation["train_images"]) for run in results if run.evaluation.get("train_images")})
-    with _canvas(name, 8.6, 1.1 + 0.24 * sum(heights) + 0.6 * len(datasets)) as canvas:
+    with open_canvas(name, 8.6, 1.1 + 0.24 * sum(heights) + 0.6 * len(datasets)) as canvas:
         axes = canvas.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, dataset in zip(axes, datasets, strict=True):
             own = data[data["dataset"] == dataset].reset_index(drop=True)
             if dataset in PAPER_GAPS:
                 low, high = PAPER_GAPS[dataset]
                 band = f"paper: {low} to {high}"
-                ax.axvspan(low, high, color=_colour("ciwae"), alpha=0.35, lw=0, label=band)
+                ax.axvspan(low, high, color=colour_of("ciwae"), alpha=0.35, lw=0, label=band)
                 ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
             for y, row in enumerate(own.to_dict("records")):
                 error = None if pd.isna(row["standard_error"]) else 1.96 * row["standard_error"]
-                ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=_colour(row["objective"]))
+                ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=colour_of(row["objective"]))
             labels = [
                 f"{row['setting']}, " + ("2 latent units" if row["experiment"] == "two-dimensional" else depth)
                 for row in own.to_dict("records")
@@ -184,7 +191,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
             "models are much surer than a bar is short. Orange band: the range that Burda et al. report over their "
             "models."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = None) -> Figure | MissingFigure:
@@ -193,7 +200,7 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     name = "convergence_time_rainforth" if sweep else f"convergence_time_{dataset}"
     title = f"Convergence in time: {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
     experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
-    runs = _first_seeds(results, experiments, dataset, "history/seconds")
+    runs = first_seeds(results, experiments, dataset, "history/seconds")
     if not runs:
         wanted = "rainforth-table1" if sweep else "Burda's setting"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
@@ -202,13 +209,13 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     longest = max(float(curve["seconds"].max()) for curve in curves.values())
     units = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
     unit = next((unit for unit, seconds in units.items() if longest >= 2 * seconds), "seconds")
-    with _canvas(name, 5.2 * len(depths) + (0 if len(depths) > 1 else 1.5), 3.9) as canvas:
+    with open_canvas(name, 5.2 * len(depths) + (0 if len(depths) > 1 else 1.5), 3.9) as canvas:
         axes = canvas.subplots(1, len(depths), squeeze=False)[0]
         for ax, layers in zip(axes, depths, strict=True):
             own = [run for run in runs if run.spec.layers == layers]
             for run in own:
                 curve = curves[run.cell]
-                ax.plot(curve["seconds"] / units[unit], curve["iwae"], lw=1.1, **_curve_style(run, sweep))
+                ax.plot(curve["seconds"] / units[unit], curve["iwae"], lw=1.1, **curve_style(run, sweep))
             shown = np.concatenate([curves[run.cell]["iwae"].to_numpy() for run in own])
             low, high = np.nanpercentile(shown, [12, 100])
             ax.set(ylim=(low, high + 0.05 * (high - low)), xscale="log", xlabel=f"{unit} of training")
@@ -224,12 +231,12 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
             "time. First seed of each cell. The papers print no times to compare with."
         )
         frames = [curve.assign(cohort=run.cohort, run=run.spec.name) for run in runs for curve in [curves[run.cell]]]
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def _time_curve(run: RunResult) -> pd.DataFrame:
     steps: NDArray[Any] = run.arrays["history/step"]
     positive = np.flatnonzero((steps > 0) & (run.arrays["history/seconds"] > 0))
-    kept = positive[_decimate(steps[positive])] if len(positive) else positive
+    kept = positive[decimate(steps[positive])] if len(positive) else positive
     smooth = pd.Series(run.arrays["history/iwae"][kept]).rolling(SMOOTHED, center=True, min_periods=1).mean()
     return pd.DataFrame({"seconds": run.arrays["history/seconds"][kept], "iwae": smooth})

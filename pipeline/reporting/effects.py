@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 
 from pipeline.reporting.cells import DIVERGED, ONE_SEED_NATS, Cell, estimate, metric_of
 from pipeline.reporting.claims import ONE_SEED_UNITS, Term, contrast
-from pipeline.reporting.figures import Figure, MissingFigure, _canvas, _colour, _finish
+from pipeline.reporting.drawing import Figure, MissingFigure, colour_of, finish, open_canvas
 from pipeline.reporting.tables import DASH, Table, active_units, minus, number
 
 METRICS = {"nll": "NLL in nats", "active_units": "active units"}
@@ -76,6 +76,7 @@ def effects_data(compared: Sequence[Compared]) -> pd.DataFrame:
         row: dict[str, Any] = {
             "group": one.group,
             "label": one.label,
+            "experiment": place.experiment,
             "dataset": place.dataset,
             "layers": place.layers,
             "objective": setting.objective,
@@ -138,7 +139,7 @@ def effects_forest(
     data = data[data["nll_effect"].notna()]
     groups = list(dict.fromkeys(data["group"]))
     heights = [len(data[data["group"] == group]) + 1.5 for group in groups]
-    with _canvas(name, 10.5, 0.5 + 0.27 * sum(heights)) as canvas:
+    with open_canvas(name, 10.5, 0.5 + 0.27 * sum(heights)) as canvas:
         axes = canvas.subplots(
             len(groups), 2, squeeze=False, sharex="col", sharey="row", height_ratios=heights, width_ratios=(3, 2)
         )
@@ -153,13 +154,13 @@ def effects_forest(
             low, high = ax.get_xlim()
             ax.set_xlim(min(low, -LEAST[metric]), max(high, LEAST[metric]))
             ax.set_xlabel(f"{name_of}: minus that of {reference}")
-        return _finish(canvas, name, title, f"{caption} {INTERVALS}", data)
+        return finish(canvas, name, title, f"{caption} {INTERVALS}", data)
 
 
 def _forest_panel(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
     ax.axvline(0, color="#333333", lw=0.8)
     for y, row in enumerate(rows.to_dict("records")):
-        value, colour = row[f"{metric}_effect"], _colour(row["objective"])
+        value, colour = row[f"{metric}_effect"], colour_of(row["objective"])
         for width, half in ((1.1, row[f"{metric}_half_width"]), (3.2, row[f"{metric}_half_width_images"])):
             ax.plot([value - half, value + half], [y, y], color=colour, lw=width, solid_capstyle="butt")
         ax.plot(value, y, "o", ms=4.5, color=colour, mec="white", mew=0.6)

@@ -1,24 +1,21 @@
-"""Figures as SVG, PNG and the numbers behind them; equal results give equal bytes."""
+"""The figures of the report, by section; equal results give equal bytes."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 mpl.use("Agg")
 import seaborn as sns
 
 from pipeline.published import Place, Setting, published_at, published_value
+from pipeline.reporting import ablation, diagnostics, latent_space, later, plane
 from pipeline.reporting.cells import (
     BETAS,
     METRIC_NAMES,
@@ -36,97 +33,38 @@ from pipeline.reporting.cells import (
     with_parameter,
 )
 from pipeline.reporting.claims import ClaimResult, Term, contrast
+from pipeline.reporting.drawing import (
+    BURDA_EXPERIMENTS,
+    BURDA_KS,
+    COLOURS,
+    MARKERS,
+    Figure,
+    FigureSection,
+    MissingFigure,
+    colour_of,
+    curve_style,
+    decimate,
+    finish,
+    first_seeds,
+    heatmap,
+    open_canvas,
+    run_order,
+)
 from pipeline.reporting.tables import number
 from pipeline.results import RunResult
 
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "figure.dpi": 100,
-    "savefig.dpi": 100,
-}
-COLOURS = {"vae": "#E69F00", "iwae": "#0072B2", "miwae": "#009E73", "piwae": "#CC79A7", "ciwae": "#D55E00"}
-"""Okabe and Ito's palette, which colour-blind readers can tell apart."""
-OTHER_COLOUR = "#555555"
-MARKERS = {"vae": "o", "iwae": "s", "miwae": "^", "piwae": "v", "ciwae": "D"}
-LINES = {1: ":", 5: "--", 50: "-"}
-BURDA_KS = (1, 5, 50)
-BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective")
 THRESHOLD = 0.01
 """A unit is active when the variance of its posterior mean over images is above this (Burda)."""
 UNITS = {
     "nats": "effect in nats",
     "units": "effect in active units",
+    "%": "effect in % (logarithmic beyond ±10)",
     "slope": "slope of log SNR in log K, signed as the claim says",
     "ln ratio": "logarithm of a ratio of SNRs",
 }
 """Of a claim's effect -> the axis of its panel."""
-CURVE_POINTS = 80
 MONTAGE = 5
 """Samples of a model are shown as a square of so many by so many."""
-
-
-@dataclass(frozen=True)
-class Figure:
-    name: str
-    """File stem."""
-    title: str
-    caption: str
-    svg: str
-    png: bytes
-    data: pd.DataFrame
-
-
-@dataclass(frozen=True)
-class MissingFigure:
-    """A figure that cannot be drawn from the results at hand."""
-
-    name: str
-    title: str
-    needs: str
-    """The runs that it needs, as the end of a sentence."""
-
-
-@contextmanager
-def _canvas(name: str, width: float, height: float) -> Iterator[Canvas]:
-    """A figure in inches; the salt makes SVG ids repeatable, and distinct between figures on one page."""
-    with mpl.rc_context({**STYLE, "svg.hashsalt": name}):
-        yield Canvas(figsize=(width, height), layout="constrained")
-
-
-def _finish(canvas: Canvas, name: str, title: str, caption: str, data: pd.DataFrame) -> Figure:
-    svg, png = io.StringIO(), io.BytesIO()
-    nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    canvas.savefig(svg, format="svg", metadata=nothing)
-    canvas.savefig(png, format="png", metadata={"Software": None})
-    return Figure(name, title, caption, svg.getvalue(), png.getvalue(), data)
-
-
-def _colour(objective: str) -> str:
-    return COLOURS.get(objective, OTHER_COLOUR)
-
-
-def _heatmap(ax: Axes, values: pd.DataFrame, labels: pd.DataFrame, **options: Any) -> None:
-    """An annotated heat map [rows, columns]; cells without a value are hatched and carry their label in grey."""
-    if values.isna().to_numpy().all():
-        options |= {"vmin": 0, "vmax": 1, "cbar": False}
-    sns.heatmap(values.astype(float), annot=labels, fmt="", ax=ax, linewidths=1, annot_kws={"size": 7.5}, **options)
-    for i, j in np.argwhere(values.isna().to_numpy()):
-        empty = mpl.patches.Rectangle((j, i), 1, 1, facecolor="#f4f4f4", edgecolor="#dddddd", hatch="///", linewidth=0)
-        ax.add_patch(empty)
-        text = str(labels.iat[i, j])
-        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center", size=7.5, color="#666666")
-    ax.tick_params(length=0)
-    ax.tick_params(axis="y", rotation=0)
-    ax.tick_params(axis="x", rotation=0)
-    ax.set(xlabel="", ylabel="")
 
 
 def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
@@ -149,18 +87,23 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
     )
     units = [unit for unit in UNITS if (data["unit"] == unit).any()]
     heights = [(data["unit"] == unit).sum() + data.loc[data["unit"] == unit, "family"].nunique() for unit in units]
-    with _canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
+    with open_canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
         axes = canvas.subplots(len(units), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
             ax.set_xlabel(UNITS[unit])
+            if unit == "%":
+                # From a few percent to some hundred.
+                ax.set_xscale("symlog", linthresh=10)
+                ax.xaxis.set_major_formatter("{x:g}")
         handles, names = axes[0].get_legend_handles_labels()
         axes[0].legend(handles[::-1], names[::-1], loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
         caption = (
             "Dot and bar: our effect and the interval that decides the claim; diamond: the paper's effect (grey where "
-            "unverified). Right of the line the claim is supported."
+            "unverified, none where the paper prints no number). Right of the line the effect has the claim's sign. "
+            "A panel a unit."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _forest(ax: Axes, data: pd.DataFrame) -> None:
@@ -208,7 +151,7 @@ def nll_heatmap(cells: Cells, dataset: str) -> Figure | MissingFigure:
     headings = ["VAE", "IWAE"] if dataset == "fixed-mnist" else ["VAE", "IWAE", "CIWAE(β=0.5)", "MIWAE", "PIWAE"]
     headings += sorted({row for rows in depths.values() for row in rows} - set(headings))
     records = []
-    with _canvas(name, 9.5, 1.1 + 0.52 * len(headings)) as canvas:
+    with open_canvas(name, 9.5, 1.1 + 0.52 * len(headings)) as canvas:
         for ax, (layers, rows) in zip(canvas.subplots(1, 2), depths.items(), strict=True):
             values = pd.DataFrame(np.nan, index=headings, columns=list(BURDA_KS))
             labels = pd.DataFrame("", index=headings, columns=list(BURDA_KS))
@@ -225,6 +168,7 @@ def nll_heatmap(cells: Cells, dataset: str) -> Figure | MissingFigure:
                     labels.loc[heading, k] = f"{label}\npaper {paper.value:.2f}" if paper else label
                     records.append(
                         {
+                            "experiment": cell.place.experiment if cell else None,
                             "dataset": dataset,
                             "layers": layers,
                             "objective": heading,
@@ -234,13 +178,13 @@ def nll_heatmap(cells: Cells, dataset: str) -> Figure | MissingFigure:
                             "paper": paper.value if paper else None,
                         }
                     )
-            _heatmap(ax, values, labels, cmap="viridis", cbar_kws={"label": "NLL in nats"})
+            heatmap(ax, values, labels, cmap="viridis", cbar_kws={"label": "NLL in nats"})
             ax.set(title=layers_name(layers), xlabel="T (samples per image; Burda's k)")
         caption = (
             "Test NLL in nats (darker is better). MIWAE and PIWAE have M = 5 groups of K = 10 samples at T = 50; other "
             "splits are not in the grid, and at T = 1 all objectives are the VAE's."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 def _nll_label(heading: str, k: int, cell: Cell | None, value: float | None) -> str:
@@ -296,14 +240,15 @@ def difference_heatmap(cells: Cells) -> Figure | MissingFigure:
     if values.isna().to_numpy().all():
         return MissingFigure(name, title, "finished runs of burda-table1, burda-table2 or burda-table3")
     limit = max(1.0, float(values.abs().max().max()))
-    with _canvas(name, 9.5, 4.6) as canvas:
+    with open_canvas(name, 9.5, 4.6) as canvas:
         ax = canvas.subplots()
         bar = {"label": "ours − paper in nats (blue: ours is better)"}
-        _heatmap(ax, values, labels, cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
+        heatmap(ax, values, labels, cmap="vlag", vmin=-limit, vmax=limit, cbar_kws=bar)
         caption = (
-            "NLL in nats, ours minus the paper's (blue: lower, better; red: higher, worse), and the paper's value."
+            "Test NLL in nats, ours minus the paper's (blue: lower, better; red: higher, worse); below it the paper's "
+            "value. A faithful rerun is pale all over."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 Series = list[tuple[str, float, Setting]]
@@ -365,7 +310,7 @@ def rainforth_heatmap(cells: Cells) -> Figure | MissingFigure:
     data = _rainforth_differences(cells)
     if data.loc[data["position"] > 1, "difference"].isna().all() and data["difference"].count() < 4:
         return _no_sweep(name, title)
-    with _canvas(name, 10.5, 6.2) as canvas:
+    with open_canvas(name, 10.5, 6.2) as canvas:
         axes = canvas.subplots(3, 2, width_ratios=(7, 5.4), height_ratios=(1, 1, 1))
         for (left, right), metric in zip(axes, RAINFORTH_METRICS, strict=True):
             own = data[data["metric"] == metric]
@@ -382,7 +327,7 @@ def rainforth_heatmap(cells: Cells) -> Figure | MissingFigure:
                     labels.loc[heading, tick] = _difference_label(row)
                 label = f"{METRIC_NAMES[metric]}\n− IWAE's (nats)" if ax is right else ""
                 bar = {"cbar": ax is right, "cbar_kws": {"label": label}} if ax is right else {"cbar": False}
-                _heatmap(ax, values, labels, cmap="vlag_r", vmin=-limit, vmax=limit, **bar)
+                heatmap(ax, values, labels, cmap="vlag_r", vmin=-limit, vmax=limit, **bar)
                 ax.set_title(f"{METRIC_NAMES[metric]}, nats", loc="left")
             left.set_xticklabels([f"({M}, {64 // M})" for M in (1, 2, 4, 8, 16, 32, 64)])
             left.set_xlabel("(M, K); (1, 64) is IWAE, (64, 1) is VAE" if metric == "kl_q_p" else "")
@@ -391,7 +336,7 @@ def rainforth_heatmap(cells: Cells) -> Figure | MissingFigure:
             "MNIST, 1 layer. Ours minus our IWAE(1, 64) in nats; below it the paper's difference to its own IWAE ((u): "
             "unverified). Blue: better than IWAE."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _difference_label(row: Mapping[Hashable, Any]) -> str:
@@ -410,7 +355,7 @@ def rainforth_sweep(cells: Cells) -> Figure | MissingFigure:
     data = _rainforth_differences(cells)
     if data["difference"].count() < 4:
         return _no_sweep(name, title)
-    with _canvas(name, 10.5, 5.6) as canvas:
+    with open_canvas(name, 10.5, 5.6) as canvas:
         axes = canvas.subplots(2, 3)
         for column, metric in enumerate(RAINFORTH_METRICS):
             for ax, families in ((axes[0, column], ("miwae", "piwae")), (axes[1, column], ("ciwae",))):
@@ -430,12 +375,12 @@ def rainforth_sweep(cells: Cells) -> Figure | MissingFigure:
             "Filled: ours, with 95 % intervals; hollow: the paper's values (grey where unverified). Above the line: "
             "better than IWAE. MIWAE ends at M = 64 as VAE(64, 1)."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _sweep_line(ax: Axes, rows: pd.DataFrame, family: str) -> None:
     ours, paper = rows.dropna(subset="difference"), rows.dropna(subset="paper_difference")
-    style: dict[str, Any] = {"color": _colour(family), "marker": MARKERS[family], "ms": 5}
+    style: dict[str, Any] = {"color": colour_of(family), "marker": MARKERS[family], "ms": 5}
     name = objective_name(family)
     ax.errorbar(ours["position"], ours["difference"], yerr=1.96 * ours["uncertainty"], lw=1.2, label=name, **style)
     ax.plot(paper["position"], paper["paper_difference"], ls=":", mfc="none", label=f"{name}, paper", **style)
@@ -444,43 +389,16 @@ def _sweep_line(ax: Axes, rows: pd.DataFrame, family: str) -> None:
     ax.plot(doubtful["position"], doubtful["paper_difference"], ls="", zorder=3, **grey)
 
 
-def _decimate(points: NDArray[Any]) -> NDArray[np.int64]:
-    """Indices of at most CURVE_POINTS points, evenly spaced on a logarithmic axis, both ends kept."""
-    if len(points) <= CURVE_POINTS:
-        return np.arange(len(points))
-    wanted = np.geomspace(max(float(points[0]), 1e-9), float(points[-1]), CURVE_POINTS)
-    return np.unique(np.clip(np.searchsorted(points, wanted), 0, len(points) - 1))
-
-
 def _curves(runs: list[RunResult]) -> pd.DataFrame:
     """One row a run and kept point: epoch, bound, elbo, iwae in nats per training image."""
     frames = []
     for run in runs:
         steps = run.arrays["history/step"]
         positive = np.flatnonzero(steps > 0)
-        kept = positive[_decimate(steps[positive])]
+        kept = positive[decimate(steps[positive])]
         history = {key: run.arrays[f"history/{key}"][kept] for key in ("epoch", "bound", "elbo", "iwae")}
         frames.append(pd.DataFrame({"cohort": run.cohort, "run": run.spec.name, **history}))
     return pd.concat(frames, ignore_index=True)
-
-
-def _first_seeds(results: list[RunResult], experiments: tuple[str, ...], dataset: str, array: str) -> list[RunResult]:
-    """One finished run a place (the lowest seed) that has the array, in the order of the results."""
-    chosen: dict[Place, RunResult] = {}
-    for run in results:
-        own = run.experiment in experiments and run.spec.dataset == dataset and run.status == "finished"
-        if own and len(run.arrays.get(array, ())) > 0:
-            place = Place.of(run)
-            if place not in chosen or run.spec.seed < chosen[place].spec.seed:
-                chosen[place] = run
-    return sorted(chosen.values(), key=lambda run: _order(run))
-
-
-def _order(run: RunResult) -> tuple[int, int, int, str, int, float]:
-    spec = run.spec
-    known = list(COLOURS)
-    rank = known.index(spec.objective) if spec.objective in known else len(known)
-    return (spec.layers, spec.T, rank, spec.objective, spec.M, spec.parameter or 0.0)
 
 
 CURVES = {"bound": "training bound", "elbo": "ELBO", "iwae": "IWAE bound"}
@@ -492,20 +410,20 @@ def convergence(results: list[RunResult], dataset: str, T: int | None = None) ->
     name = "convergence_rainforth" if sweep else f"convergence_{dataset}"
     title = f"Convergence: {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
     experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
-    runs = _first_seeds(results, experiments, dataset, "history/step")
+    runs = first_seeds(results, experiments, dataset, "history/step")
     if not runs:
         wanted = "rainforth-table1" if sweep else "Burda's setting (burda-table1, burda-table3 or every-objective)"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
     depths = sorted({run.spec.layers for run in runs})
     data = _curves(runs)
-    with _canvas(name, 11, 0.5 + 3.0 * len(depths)) as canvas:
+    with open_canvas(name, 11, 0.5 + 3.0 * len(depths)) as canvas:
         axes = canvas.subplots(len(depths), 3, squeeze=False)
         for row, layers in zip(axes, depths, strict=True):
             own = [run for run in runs if run.spec.layers == layers]
             for ax, (key, heading) in zip(row, CURVES.items(), strict=True):
                 for run in own:
                     curve = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
-                    ax.plot(curve["epoch"], curve[key], lw=1.1, **_curve_style(run, sweep))
+                    ax.plot(curve["epoch"], curve[key], lw=1.1, **curve_style(run, sweep))
                 shown = data[data["cohort"].isin({run.cohort for run in own})][key].to_numpy()
                 low, high = np.nanpercentile(shown, [12, 100])
                 ax.set_ylim(low, high + 0.05 * (high - low))
@@ -518,22 +436,7 @@ def convergence(results: list[RunResult], dataset: str, T: int | None = None) ->
             f"Nats per training image against epochs (logarithmic; the steep start is cut off below); {lines}. The "
             "first seed of each cell. The papers print no curves to compare with."
         )
-        return _finish(canvas, name, title, caption, data)
-
-
-def _curve_style(run: RunResult, sweep: bool) -> dict[str, Any]:
-    setting = Setting.of(run.spec)
-    if not sweep:
-        style = LINES.get(setting.T, "-.")
-        return {
-            "color": _colour(setting.objective),
-            "ls": style,
-            "label": f"{with_parameter(setting)}, T = {setting.T}",
-        }
-    share = setting.parameter or 0.0
-    if setting.objective in ("miwae", "piwae"):
-        share = np.log2(setting.M) / 6
-    return {"color": _colour(setting.objective), "alpha": 1 - 0.75 * share, "label": setting_name(setting)}
+        return finish(canvas, name, title, caption, data)
 
 
 def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) -> Figure | MissingFigure:
@@ -542,7 +445,7 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
     name = "ess_rainforth" if sweep else f"ess_{dataset}"
     title = f"Effective sample size: {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
     experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
-    runs = _first_seeds(results, experiments, dataset, "ess_64")
+    runs = first_seeds(results, experiments, dataset, "ess_64")
     if not runs:
         wanted = "rainforth-table1" if sweep else "Burda's setting"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
@@ -559,7 +462,7 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
             for run in runs
         ]
     )
-    with _canvas(name, 10.5, 0.4 + 2.9 * len(depths)) as canvas:
+    with open_canvas(name, 10.5, 0.4 + 2.9 * len(depths)) as canvas:
         for ax, layers in zip(canvas.subplots(len(depths), 1, squeeze=False)[:, 0], depths, strict=True):
             own = [run for run in runs if run.spec.layers == layers]
             labels = [_short_name(Setting.of(run.spec), sweep) for run in own]
@@ -569,7 +472,7 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
                     for label, run in zip(labels, own, strict=True)
                 ]
             )
-            palette = {label: _colour(run.spec.objective) for label, run in zip(labels, own, strict=True)}
+            palette = {label: colour_of(run.spec.objective) for label, run in zip(labels, own, strict=True)}
             shape: dict[str, Any] = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8}
             sns.violinplot(long, x="setting", y="ess", hue="setting", palette=palette, ax=ax, gridsize=60, **shape)
             top = min(1.0, 1.1 * max(run.arrays["ess_64"].max() for run in runs))
@@ -581,7 +484,7 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
             "dotted: quartiles. Nearer to 1 (1/64 is the least): the posterior approximation fits better. The first "
             "seed of each cell."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _short_name(setting: Setting, sweep: bool) -> str:
@@ -594,7 +497,7 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
     """Histograms of the log-variance of every latent unit's posterior mean, VAE against IWAE."""
     name, title = f"units_{dataset}", f"Activity of latent units: {dataset_name(dataset)}"
     experiments = ("burda-table1", "burda-table3")
-    runs = _first_seeds(results, experiments, dataset, "unit_variance_1")
+    runs = first_seeds(results, experiments, dataset, "unit_variance_1")
     rows = [(1, 1), (2, 1), (2, 2)]
     rows = [(layers, unit) for layers, unit in rows if any(run.spec.layers == layers for run in runs)]
     if not rows:
@@ -618,7 +521,7 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
     floor = 1e-8
     logs = np.log10(np.maximum(data["variance"].to_numpy(), floor))
     bins = np.linspace(np.floor(logs.min()), np.ceil(logs.max() + 1e-9), 25)
-    with _canvas(name, 10, 0.4 + 2.2 * len(rows)) as canvas:
+    with open_canvas(name, 10, 0.4 + 2.2 * len(rows)) as canvas:
         axes = canvas.subplots(len(rows), len(BURDA_KS), sharex=True, sharey="row", squeeze=False)
         for row, (layers, unit) in zip(axes, rows, strict=True):
             for ax, k in zip(row, BURDA_KS, strict=True):
@@ -627,13 +530,13 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
                     paper = published_value(run, f"active_units_{unit}")
                     label = f"{objective_name(run.spec.objective)}: {run.metrics[f'active_units_{unit}']:.0f} active"
                     label += f" (paper {paper.value:.0f})" if paper else ""
-                    style = {"color": _colour(run.spec.objective), "alpha": 0.35, "lw": 1.3}
+                    style = {"color": colour_of(run.spec.objective), "alpha": 0.35, "lw": 1.3}
                     sns.histplot(x=np.log10(variance), bins=bins, element="step", label=label, ax=ax, **style)
                 ax.axvline(np.log10(THRESHOLD), color="#333333", lw=1, ls="--")
                 depth = f"{layers_name(layers)}, layer {unit}" if layers > 1 else layers_name(layers)
                 ax.set(title=f"{depth}, k = {k}", ylabel="units", xlabel="")
                 if ax.get_legend_handles_labels()[0]:
-                    ax.legend(fontsize=7, loc="upper left")
+                    ax.legend(fontsize=7, loc="upper left", frameon=True, framealpha=1, edgecolor="none", borderpad=0.1)
         for row in axes:
             # Room for the legend above the bars.
             row[0].set_ylim(0, 1.4 * row[0].get_ylim()[1])
@@ -643,16 +546,16 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
             "Number of latent units by the variance over images of their posterior mean; right of the dashed line "
             f"(variance {THRESHOLD}) a unit is active. Beside our counts the paper's. The first seed of each cell."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Images sampled from the prior of Burda's models, 25 a model."""
     name, title = f"samples_{dataset}", f"Samples: {dataset_name(dataset)}"
-    runs = _first_seeds(results, ("burda-table1", "burda-table3"), dataset, "samples")
+    runs = first_seeds(results, ("burda-table1", "burda-table3"), dataset, "samples")
     if not runs:
         return MissingFigure(name, title, f"finished runs of Burda's tables on {dataset_name(dataset)}")
-    columns = sorted({_order(run)[1:4] for run in runs})
+    columns = sorted({run_order(run)[1:4] for run in runs})
     depths = sorted({run.spec.layers for run in runs})
     digits = np.array(list("0123456789abcdef"))
     data = pd.DataFrame(
@@ -662,13 +565,13 @@ def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
             for i, level in enumerate(_levels(run))
         ]
     )
-    with _canvas(name, 2.0 * len(columns), 2.2 * len(depths)) as canvas:
+    with open_canvas(name, 2.0 * len(columns), 2.2 * len(depths)) as canvas:
         axes = canvas.subplots(len(depths), len(columns), squeeze=False)
         for ax in axes.flat:
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set(visible=True, color="#cccccc")
         for run in runs:
-            ax = axes[depths.index(run.spec.layers), columns.index(_order(run)[1:4])]
+            ax = axes[depths.index(run.spec.layers), columns.index(run_order(run)[1:4])]
             tiles = _levels(run).reshape(MONTAGE, MONTAGE, 28, 28)
             ax.imshow(tiles.swapaxes(1, 2).reshape(28 * MONTAGE, 28 * MONTAGE), cmap="gray_r", vmin=0, vmax=15)
             setting = Setting.of(run.spec)
@@ -677,7 +580,7 @@ def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
             "Pixel means of images decoded from the prior, white 0 to black 1. In the CSV an image is 784 hexadecimal "
             "digits, row by row, 0 to f for 0 to 1."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _levels(run: RunResult) -> NDArray[np.int64]:
@@ -686,20 +589,8 @@ def _levels(run: RunResult) -> NDArray[np.int64]:
     return np.asarray(np.rint(np.clip(images, 0, 1) * 15), dtype=np.int64)
 
 
-@dataclass(frozen=True)
-class FigureSection:
-    """Figures that belong together on the page."""
-
-    title: str
-    figures: tuple[Figure, ...]
-    missing: tuple[MissingFigure, ...]
-
-
 def all_figures(results: list[RunResult], cells: Cells, decided: list[ClaimResult]) -> dict[str, FigureSection]:
     """Every figure of the report by section: claims, heat maps, curves, diagnostics, beyond the papers."""
-    # These modules build on this one.
-    from pipeline.reporting import ablation, diagnostics, latent_space, later, plane
-
     datasets = ("mnist", "omniglot", "fixed-mnist")
     sections: dict[str, tuple[str, list[Callable[[], Figure | MissingFigure]]]] = {
         "claims": ("Claims", [lambda: claims_forest(decided)]),

@@ -15,7 +15,7 @@ from scipy.spatial import KDTree
 
 from pipeline.published import Setting
 from pipeline.reporting.cells import dataset_name, layers_name, objective_name, run_images
-from pipeline.reporting.figures import COLOURS, Figure, MissingFigure, _canvas, _colour, _finish, _first_seeds
+from pipeline.reporting.drawing import COLOURS, Figure, MissingFigure, colour_of, finish, first_seeds, open_canvas
 from pipeline.reporting.statistics import ErrorDistribution, bootstrap_deviations
 from pipeline.results import RunResult
 
@@ -51,7 +51,7 @@ def model_name(run: RunResult, latent: bool = False) -> str:
 
 def shown_runs(results: list[RunResult], experiment: str, dataset: str, array: str, layers: int = 1) -> list[RunResult]:
     """The first seed of VAE k = 1, IWAE k = 5 and 50, of those that have the array."""
-    runs = _first_seeds(results, (experiment,), dataset, array)
+    runs = first_seeds(results, (experiment,), dataset, array)
     known = {Setting.of(run.spec): run for run in runs if run.spec.layers == layers}
     return [known[setting] for setting in SHOWN if setting in known]
 
@@ -72,7 +72,7 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
     count = len(runs[0].arrays["posterior/log_p"])
     x, labels = runs[0].arrays["pictures/x"][::2], runs[0].arrays.get("pictures/label", np.arange(10))[::2]
     records = []
-    with _canvas(name, 2.05 * count, 2.3 * len(runs) + 1.4) as canvas:
+    with open_canvas(name, 2.05 * count, 2.3 * len(runs) + 1.4) as canvas:
         top, *axes = canvas.subplots(1 + len(runs), count, squeeze=False, height_ratios=[0.4, *[1] * len(runs)])
         for n, ax in enumerate(top):
             ax.imshow(x[n].reshape(PIXELS, PIXELS), cmap="gray_r", interpolation="none")
@@ -113,7 +113,7 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
             + ", ".join(f"{model_name(run)} {gap:.1f}" for run, gap in zip(runs, gaps, strict=True))
             + " nats). The papers print such pictures but no numbers. First seed of each model; panels differ in scale."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 GRID_FIELDS = ("center", "radius", "log_density", "q_mean", "q_sd", "log_p", "kl_q_p")
@@ -156,7 +156,7 @@ def latent_scatter(results: list[RunResult]) -> Figure | MissingFigure:
     if not runs:
         return MissingFigure(name, title, "finished runs of two-dimensional, evaluated where digit labels are at hand")
     frames = []
-    with _canvas(name, 3.9 * len(runs), 4.5) as canvas:
+    with open_canvas(name, 3.9 * len(runs), 4.5) as canvas:
         axes = canvas.subplots(1, len(runs), squeeze=False)[0]
         for ax, run in zip(axes, runs, strict=True):
             means, labels = run.arrays["latent/mean"].astype(float), run.arrays["latent/label"]
@@ -169,7 +169,14 @@ def latent_scatter(results: list[RunResult]) -> Figure | MissingFigure:
             reach = 1.05 * max(2.0, float(np.abs(means).max()))
             ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xlabel="first latent unit")
             ax.set_title(f"{model_name(run)}\nnearest other image has the same digit: {neighbours(means, labels):.0%}")
-            columns = {"model": model_name(run), "h1": means[:, 0], "h2": means[:, 1], "digit": labels}
+            columns = {
+                "model": model_name(run),
+                "cohort": run.cohort,
+                "run": run.spec.name,
+                "h1": means[:, 0],
+                "h2": means[:, 1],
+                "digit": labels,
+            }
             frames.append(pd.DataFrame(columns))
         axes[0].set_ylabel("second latent unit")
         caption = (
@@ -178,7 +185,7 @@ def latent_scatter(results: list[RunResult]) -> Figure | MissingFigure:
             "share above a panel says how well digits separate (one tenth would be chance). First seed of each model. "
             "The papers have no such picture."
         )
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def neighbours(points: NDArray[np.float64], labels: NDArray[Any]) -> float:
@@ -221,12 +228,14 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
             for i, pixels in enumerate(_hexadecimal(images))
         ]
     )
-    with _canvas(name, 8.6, 0.4 + 0.62 * len(rows)) as canvas:
+    with open_canvas(name, 9.0, 0.4 + 0.62 * len(rows)) as canvas:
+        # A browser may set the long labels in a wider font.
+        canvas.set_layout_engine("constrained", w_pad=0.25)
         ax = canvas.subplots()
         ax.imshow(_tiles(np.stack(rows)), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
         ax.set_xticks([])
         ax.set_yticks([PIXELS * (i + 0.5) for i in range(len(rows))], ["test image x", *names])
-        ax.tick_params(length=0)
+        ax.tick_params(length=0, labelsize=8)
         ax.spines[:].set_visible(False)
         for i in range(1, len(rows)):
             changed = i == 1 or runs[i - 1].spec.latent != runs[i - 2].spec.latent
@@ -237,7 +246,7 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
             "and whether they keep the digit. In the CSV an image is 784 hexadecimal digits, 0 to f for 0 to 1. The "
             "papers give no numbers for this."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
@@ -249,7 +258,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
         needs = "finished runs of burda-table1 or two-dimensional on MNIST, evaluated where digit labels are at hand"
         return MissingFigure(name, title, needs)
     records = []
-    with _canvas(name, 8.4, 3.75 * len(groups)) as canvas:
+    with open_canvas(name, 8.4, 3.75 * len(groups)) as canvas:
         axes = canvas.subplots(len(groups), len(SHOWN), squeeze=False)
         for row, runs in zip(axes, groups, strict=True):
             for ax in row[len(runs) :]:
@@ -288,7 +297,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
             f"{run.metrics['digit_reader_accuracy']:.1%} right on the binarized test set). The claim is that IWAE's "
             "samples change the digit more often than VAE's; the papers give no share."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 MEASURES: dict[str, tuple[str, Callable[[Any], Any]]] = {
@@ -324,14 +333,14 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
     ]
     data = pd.DataFrame(records)
     styles = {"VAE k = 1": ("vae", "o"), "IWAE k = 5": ("iwae", "s"), "IWAE k = 50": ("iwae", "D")}
-    with _canvas(name, 10, 1.3 + 0.62 * len(groups)) as canvas:
+    with open_canvas(name, 10, 1.3 + 0.62 * len(groups)) as canvas:
         axes = canvas.subplots(1, len(MEASURES), sharey=True)
         for ax, (metric, (label, shown)) in zip(axes, MEASURES.items(), strict=True):
             for model, (objective, marker) in styles.items():
                 own = data[(data["metric"] == metric) & (data["model"] == model)]
                 y = [list(groups).index(group) + 0.22 * (list(styles).index(model) - 1) for group in own["group"]]
                 low, value, high = (shown(own[key].to_numpy()) for key in ("low", "mean", "high"))
-                style: dict[str, Any] = {"fmt": marker, "ms": 5, "color": _colour(objective), "lw": 1.3}
+                style: dict[str, Any] = {"fmt": marker, "ms": 5, "color": colour_of(objective), "lw": 1.3}
                 if model == "IWAE k = 5":
                     style["mfc"] = "white"
                 ax.errorbar(value, y, xerr=[value - low, high - value], label=model, **style)
@@ -348,7 +357,7 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
             "the image (MNIST). Further right: a wider q. Bars: 95 % bootstrap intervals over test images; first seed "
             "of each model, so that the spread over seeds is not in them. The papers give no numbers for this."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def _mean_interval(values: NDArray[np.float64]) -> dict[str, float]:

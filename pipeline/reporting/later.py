@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pipeline.published import Place, Setting
 from pipeline.reporting.cells import Cells, dataset_name, find, layers_name, with_parameter
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.reporting.effects import Compared, effects_forest, effects_table
-from pipeline.reporting.figures import Figure, MissingFigure
-from pipeline.reporting.tables import Table, _images_note
+from pipeline.reporting.tables import Table, images_note
 
 EXPERIMENT = "later-estimators"
 TITLE = "Later estimators beside IWAE"
@@ -35,7 +35,7 @@ def table(cells: Cells) -> Table | None:
     compared = _compared(cells)
     if not compared:
         return None
-    caption = f"NLL in nats, lower is better. {CAPTION} {_images_note(cells, EXPERIMENT)}".strip()
+    caption = f"NLL in nats, lower is better. {CAPTION} {images_note(cells, EXPERIMENT)}".strip()
     return effects_table("later_estimators", TITLE, caption, compared, "objective", "IWAE")
 
 

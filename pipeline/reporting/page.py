@@ -15,14 +15,15 @@ from markupsafe import Markup
 
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
-from pipeline.reporting import provenance, render
+from pipeline.reporting import ablation, later, plane, provenance, render, tables
 from pipeline.reporting.ais import ais_tables
-from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, gather, metric_of
+from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, Cells, gather, metric_of
 from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
-from pipeline.reporting.figures import Figure, all_figures
+from pipeline.reporting.drawing import Figure
+from pipeline.reporting.figures import all_figures
 from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
-from pipeline.reporting.tables import DASH, Table, all_tables
-from pipeline.results import RUNS, RunResult
+from pipeline.reporting.tables import DASH, Table
+from pipeline.results import METRICS, RUNS, TOY, RunResult
 from pipeline.spec import CohortSpec
 
 DECISIONS = (HOLDS, FAILS, UNDECIDED, NOT_DECIDED, NOT_RUN)
@@ -33,6 +34,14 @@ WORDS = {
 }
 """Decision -> how one claim and several are said to stand."""
 TEMPLATE = "page.html"
+PARTS = {
+    "gradients": ("toy_slopes",),
+    "diagnostics": ("ais",),
+    "beyond": ("later_estimators", "protocol_ablation", "mk_plane", "other_runs"),
+}
+"""Section of the page -> tables that stand there; any other stands beside the papers'."""
+FOLD_FROM = 15
+"""Rows from which a table that no paper has is folded."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ def build_report(
     cells = gather(results)
     toy = load_toy(folder / "results")
     decided = [*decide_claims(cells, scale), *gradient_claims(cells, toy, scale)]
-    tables = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
+    shown = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
     sections = all_figures(results, cells, decided) | {"gradients": gradient_figures(cells, toy)}
     made = {
         "cells": provenance.cells(results, planned),
@@ -79,7 +88,7 @@ def build_report(
         shutil.rmtree(folder / name, ignore_errors=True)
         # Git keeps no empty folder, and DVC misses an output that is not there.
         write_text(folder / name / ".gitkeep", "")
-    for table in tables:
+    for table in shown:
         write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
         write_text(folder / "tables" / f"{table.name}.md", render.to_markdown(table))
         write_text(folder / "tables" / f"{table.name}.tex", render.to_latex(table))
@@ -90,8 +99,11 @@ def build_report(
     for section in sections.values():
         for figure in section.figures:
             write_figure(folder / "figures", figure)
-    by_name = {table.name: table for table in tables}
+    by_name = {table.name: table for table in shown}
     claims = by_name.pop("claims")
+    diagnostics = by_name.pop("diagnostics")
+    elsewhere_shown = {name for names in PARTS.values() for name in names}
+    parts = {"papers": tuple(name for name in by_name if name not in elsewhere_shown), **PARTS}
     known = [i for i, result in enumerate(decided) if result.effect is not None]
     own = Path(__file__).parent
     environment = Environment(
@@ -110,8 +122,9 @@ def build_report(
         claims=claims,
         claims_run=select_rows(claims, known),
         claims_not_run=select_rows(claims, [i for i in range(len(decided)) if i not in set(known)]),
-        diagnostics=by_name.pop("diagnostics"),
-        tables=list(by_name.values()),
+        diagnostics=diagnostics,
+        fold_from=FOLD_FROM,
+        tables={part: [by_name[name] for name in names if name in by_name] for part, names in parts.items()},
         sections=sections,
         made=made,
         deviations=provenance.deviations(results),
@@ -126,6 +139,21 @@ def build_report(
     )
     write_text(folder / "index.html", page)
     return folder / "index.html"
+
+
+def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult], scale: str) -> list[Table]:
+    """Every table of the report but those of runs' gradients and of AIS, in its order."""
+    beyond = [later.table(cells), ablation.table(cells), plane.table(cells), tables.other_runs(cells, scale)]
+    return [
+        tables.claims(decided),
+        tables.burda(cells, "burda-table1", scale),
+        tables.burda_table2(cells, scale),
+        tables.burda(cells, "burda-table3", scale),
+        tables.rainforth(cells, scale),
+        tables.every_objective(cells, scale),
+        *(table for table in beyond if table),
+        tables.diagnostics(results),
+    ]
 
 
 def key_numbers(run: RunResult) -> dict[str, float]:
@@ -152,12 +180,19 @@ def inline_svg(figure: Figure) -> Markup:
     # Matplotlib numbers its groups alike in every figure; an id may stand on a page once.
     used = set(re.findall(r"#([\w.-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    label = Markup('<svg role="img" aria-label="{}. {}"').format(figure.title, figure.caption)
+    # A narrow figure spread over the page would have letters larger than the text's.
+    width = round(1.4 * float(re.findall(r'width="([\d.]+)pt"', svg)[0]))
+    label = Markup('<svg role="img" style="max-width: min({}px, 100%)" aria-label="{}. {}"').format(
+        width, figure.title, figure.caption
+    )
     return Markup(svg.replace("<svg", label, 1))
 
 
 def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
-    """The runs that a figure shows, by cohort: those that its data name, by whichever columns name them."""
+    """The runs that a figure shows, by cohort: those that its data name, by whichever columns name them.
+
+    The Gaussian toy has numbers but no runs.
+    """
     columns = {
         "cohort": lambda run: run.cohort,
         "run": lambda run: run.spec.name,
@@ -170,8 +205,13 @@ def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
         "K": lambda run: run.spec.K,
     }
     naming = [name for name in columns if name in figure.data.columns]
+    if "cohort" in naming:
+        # Then a column K may count something else.
+        naming = [name for name in ("cohort", "run") if name in naming]
     named = set(figure.data[naming].drop_duplicates().itertuples(index=False, name=None))
     own = [run for run in results if not naming or tuple(columns[name](run) for name in naming) in named]
+    if named == {(TOY,)}:
+        return [Behind(TOY, (), f"results/{TOY}/{METRICS}")]
     return [
         Behind(key.partition("/")[2], tuple(run.spec.name for run in runs), f"results/{key.partition('/')[2]}/{RUNS}")
         for key, runs in provenance.by_cohort(own).items()

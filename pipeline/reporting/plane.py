@@ -12,8 +12,8 @@ from matplotlib.axes import Axes
 
 from pipeline.published import Place, Published, Setting, published_at
 from pipeline.reporting.cells import DIVERGED, METRIC_NAMES, NOT_RUN, Cells, estimate, find, objective_name
-from pipeline.reporting.figures import Figure, MissingFigure, _canvas, _finish, _heatmap
-from pipeline.reporting.tables import DASH, Table, _images_note, active_units, count, number
+from pipeline.reporting.drawing import Figure, MissingFigure, finish, heatmap, open_canvas
+from pipeline.reporting.tables import DASH, Table, active_units, count, images_note, number
 
 EXPERIMENT, DATASET, LAYERS = "mk-plane", "mnist", 1
 OBJECTIVES = ("miwae", "piwae")
@@ -66,6 +66,7 @@ def plane_data(cells: Cells) -> pd.DataFrame:
                 ours, paper = estimate(cell, panel.metric), published_in_plane(setting, panel.metric)
                 rows.append(
                     {
+                        "experiment": EXPERIMENT,
                         "metric": panel.metric,
                         "objective": objective,
                         "M": M,
@@ -89,14 +90,15 @@ def heatmaps(cells: Cells) -> Figure | MissingFigure:
     if not shown:
         return MissingFigure(name, TITLE, "finished runs of mk-plane on MNIST")
     data = data[data["metric"].isin([panel.metric for panel in shown])]
-    with _canvas(name, 10.5, 0.4 + 3.5 * len(shown)) as canvas:
+    with open_canvas(name, 10.5, 0.4 + 3.5 * len(shown)) as canvas:
         for row, panel in zip(canvas.subplots(len(shown), 2, squeeze=False), shown, strict=True):
             own = data[data["metric"] == panel.metric]
             for ax, objective in zip(row, OBJECTIVES, strict=True):
                 _panel(ax, own[own["objective"] == objective], panel, (own["ours"].min(), own["ours"].max()))
                 ax.set_title(f"{panel.title}, {objective_name(objective)}", loc="left")
             row[0].set_ylabel("M (groups)")
-            row[1].collections[0].colorbar.set_label(f"{panel.unit} (darker: {panel.better})")
+            if bar := row[1].collections[0].colorbar:
+                bar.set_label(f"{panel.unit} (darker: {panel.better})")
         for ax in canvas.axes[2 * len(shown) - 2 : 2 * len(shown)]:
             ax.set_xlabel("K (samples in a group)")
         caption = (
@@ -104,7 +106,7 @@ def heatmaps(cells: Cells) -> Figure | MissingFigure:
             "VAE encoder. Along a falling diagonal the number of samples M × K is the same; framed: Rainforth's sweep, "
             "M × K = 64, with the paper's values where it prints them ((u): unverified)."
         )
-        return _finish(canvas, name, TITLE, caption, data)
+        return finish(canvas, name, TITLE, caption, data)
 
 
 def _panel(ax: Axes, data: pd.DataFrame, panel: Panel, limits: tuple[float, float]) -> None:
@@ -115,9 +117,10 @@ def _panel(ax: Axes, data: pd.DataFrame, panel: Panel, limits: tuple[float, floa
         values.loc[record["M"], record["K"]] = record["ours"]
         labels.loc[record["M"], record["K"]] = _label(record, panel)
     low, high = limits
-    span = {"vmin": low, "vmax": high} if high > low else {"vmin": low - 1, "vmax": low + 1}
+    # Where all are equal a scale would show differences that are not there.
+    span = {"vmin": low, "vmax": high} if high > low else {"vmin": low - 1, "vmax": low + 1, "cbar": False}
     options: dict[str, Any] = {"cmap": "viridis" if panel.darker_is_less else "viridis_r", **span}
-    _heatmap(ax, values, labels, **options)
+    heatmap(ax, values, labels, **options)
     for i, M in enumerate(rows):
         for j, K in enumerate(COUNTS):
             if M * K > LARGEST:
@@ -169,6 +172,6 @@ def table(cells: Cells) -> Table | None:
             groups.append(f"M × K = {setting.T}")
     caption = (
         "MNIST, 1 layer, nats. MIWAE is IWAE at M = 1 and VAE at K = 1, PIWAE is IWAE at M = 1: one run serves all. "
-        f"{_images_note(cells, EXPERIMENT)}"
+        f"{images_note(cells, EXPERIMENT)}"
     )
     return Table("mk_plane", TITLE, caption.strip(), pd.DataFrame(data), pd.DataFrame(rows), tuple(groups))

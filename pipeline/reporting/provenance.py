@@ -53,6 +53,11 @@ def evaluation_seconds(run: RunResult) -> float:
     return float(run.evaluation.get("wall_s", 0.0))
 
 
+def gpu_minutes(run: RunResult) -> float | None:
+    """A run's share of the GPU's time: its stack's, over the runs that trained in it. None where a CPU trained it."""
+    return None if on_cpu(run) else training_seconds(run) / 60 / int(run.training.get("stacked", 1))
+
+
 def on_cpu(run: RunResult) -> bool:
     """Whether a CPU trained the run; its device is then named for the processor, else for the graphics card."""
     device = str(run.training.get("device", "")).lower()
@@ -151,6 +156,7 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
     data, display = [], []
     for cell, cohort in sorted(names.items(), key=lambda item: item[1]):
         run = known.get(cell)
+        made, evaluated = (run.training, run.evaluation) if run else ({}, {})
         nll, steps = (metric_of(run, "nll"), run.training.get("steps")) if run else (None, None)
         data.append(
             {
@@ -160,7 +166,13 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
                 "steps": steps,
                 "training_s": training_seconds(run) if run else None,
                 "evaluation_s": evaluation_seconds(run) if run else None,
+                "gpu_minutes": gpu_minutes(run) if run else None,
                 "digest": run.digest if run else None,
+                "algorithm_version": run.spec.algorithm_version if run else None,
+                "engine": made.get("engine"),
+                "revision": made.get("git_revision"),
+                "training_command": made.get("command"),
+                "evaluation_command": evaluated.get("command"),
                 "command": command(cohort),
             }
         )
@@ -172,12 +184,22 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
                 "steps": DASH if steps is None else f"{steps:,}",
                 "training": duration(training_seconds(run)) if run else DASH,
                 "evaluation": duration(evaluation_seconds(run)) if run else DASH,
+                "GPU minutes": number(gpu_minutes(run) if run else None),
+                "engine": str(made.get("engine") or DASH),
+                "algorithm version": str(run.spec.algorithm_version) if run else DASH,
                 "digest": run.digest if run else DASH,
+                "revision": str(made.get("git_revision") or DASH)[:10],
                 "command": command(cohort),
+                "trained by": str(made.get("command") or DASH),
+                "evaluated by": str(evaluated.get("command") or DASH),
             }
         )
     caption = (
-        "The command makes the cell's cohort and all that it needs; what is finished already is not computed again."
+        "The command makes the cell's cohort and all that it needs; what is finished already is not computed again. "
+        "Trained by and evaluated by: what computed these numbers, which may have been for another cohort with the "
+        "same run. GPU minutes: the training time over the runs that trained in one stack. Digest: names the run's "
+        "configuration and data; algorithm version: rises when the training code comes to compute other numbers; "
+        "engine: which of the implementations of training ran; revision: the commit of this project."
     )
     groups = tuple(sorted(names.values()))
     title = "Every cell and the command that makes it"

@@ -38,7 +38,7 @@ LATEX = {
 }
 PROSE_COLUMNS = {"claim", "detail", "digest or source"}
 """Headings of columns whose text may break."""
-CODE_COLUMNS = {"command", "digest", "revision"}
+CODE_COLUMNS = {"command", "digest", "revision", "trained by", "evaluated by"}
 TEXT_COLUMNS = {"objective", "protocol", "verdict", "decision", "run", "status"} | PROSE_COLUMNS | CODE_COLUMNS
 """Headings of left-aligned columns; any other is one too when its cells hold no numbers."""
 LATEX_PAGE = 48

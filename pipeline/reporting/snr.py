@@ -17,7 +17,7 @@ from pipeline.files import read_json
 from pipeline.published import Place, Setting
 from pipeline.reporting.cells import SPLITS, Cell, Cells, find, metric_of, setting_name
 from pipeline.reporting.claims import ClaimResult, Effect, Measured, judge, place_name
-from pipeline.reporting.figures import COLOURS, MARKERS, Figure, FigureSection, MissingFigure, _canvas, _finish
+from pipeline.reporting.drawing import COLOURS, MARKERS, Figure, FigureSection, MissingFigure, finish, open_canvas
 from pipeline.reporting.tables import Table, number
 from pipeline.results import ARRAYS, METRICS, TOY
 
@@ -91,7 +91,7 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
     if toy is None:
         return MissingFigure(name, title, "the stage `toy` of this scale")
     frames = []
-    with _canvas(name, 11, 4.3) as canvas:
+    with open_canvas(name, 11, 4.3) as canvas:
         axes = canvas.subplots(1, 3, sharey=True)
         for ax, (group, heading) in zip(axes, PANELS.items(), strict=True):
             for sweep, label in SWEEPS.items():
@@ -106,7 +106,9 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
                 ax.errorbar(toy.samples, toy.rms(key), yerr=1.96 * error, label=_slope_label(toy, key, label), **style)
                 ax.plot(toy.samples, toy.closed_form(key), color="#222222", lw=1, ls="--", zorder=3)
                 columns = {"rms_snr": toy.rms(key), "standard_error": error, "closed_form": toy.closed_form(key)}
-                frames.append(pd.DataFrame({"sweep": sweep, "group": group, "samples": toy.samples, **columns}))
+                frames.append(
+                    pd.DataFrame({"experiment": TOY, "sweep": sweep, "group": group, "samples": toy.samples, **columns})
+                )
             _log_axes(ax, toy.samples)
             ax.set(title=heading, xlabel="M of VAE (K = 1), K of the others (M = 1)")
             ax.legend(fontsize=7, loc="upper left")
@@ -122,7 +124,7 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
             "(Rainforth's Theorem 1 with its constants). In the legends: the slope fitted to the upper half of the "
             "axis (in brackets that of the closed form), and its limit, which is the paper's ±1/2."
         )
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def _slope_label(toy: ToyResult, key: str, label: str) -> str:
@@ -160,7 +162,7 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
     if toy is None:
         return MissingFigure(name, title, "the stage `toy` of this scale")
     frames = []
-    with _canvas(name, 9, 3.8) as canvas:
+    with open_canvas(name, 9, 3.8) as canvas:
         axes = canvas.subplots(1, 2, sharey=True)
         for ax, (group, heading) in zip(axes, (("encoder", "encoder: A and b"), ("mu", "decoder: μ")), strict=True):
             for sweep, label in SWEEPS.items():
@@ -172,7 +174,9 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
                 )
                 ax.fill_between(toy.samples, low, high, color=SWEEP_COLOURS[sweep], alpha=0.2, lw=0)
                 columns = {"dsnr": mean, "lower_quartile": low, "upper_quartile": high}
-                frames.append(pd.DataFrame({"sweep": sweep, "group": group, "samples": toy.samples, **columns}))
+                frames.append(
+                    pd.DataFrame({"experiment": TOY, "sweep": sweep, "group": group, "samples": toy.samples, **columns})
+                )
             parameters = toy.arrays[f"iwae/{group}/snr"].shape[1]
             ax.axhline(random_dsnr(parameters), color="#777777", lw=1, ls=":", label="random direction")
             _log_axes(ax, toy.samples)
@@ -185,7 +189,7 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
             "The first half of the draws gives the direction, the second half the ratios. Rainforth's Figure 3 has no "
             "numbers to compare with."
         )
-        return _finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
+        return finish(canvas, name, title, caption, pd.concat(frames, ignore_index=True))
 
 
 def random_dsnr(parameters: int) -> float:
@@ -201,7 +205,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
     chosen = np.unique(np.linspace(0, len(toy.samples) - 1, HISTOGRAM_SIZES).round().astype(int))
     shades = [0.25, 0.5, 0.75, 1.0][-len(chosen) :]
     records = []
-    with _canvas(name, 9, 5) as canvas:
+    with open_canvas(name, 9, 5) as canvas:
         axes = canvas.subplots(2, 2, sharex="col")
         for column, (group, heading) in enumerate((("b", "encoder: b₁"), ("mu", "decoder: μ₁"))):
             for row, sweep in enumerate(("iwae", "vae")):
@@ -215,7 +219,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
                     label = f"{'M' if sweep == 'vae' else 'K'} = {size}"
                     ax.stairs(density, bins, color=SWEEP_COLOURS[sweep], alpha=shade, lw=1.4, label=label)
                     records.append(
-                        {"sweep": sweep, "group": group, "samples": size}
+                        {"experiment": TOY, "sweep": sweep, "group": group, "samples": size}
                         | {"mean": draws[index].mean(), "sd": draws[index].std(ddof=1)}
                     )
                 ax.axvline(0, color="#333333", lw=0.8)
@@ -229,7 +233,7 @@ def toy_histograms(toy: ToyResult | None) -> Figure | MissingFigure:
             "As K grows, IWAE's encoder gradients shrink towards zero faster than they concentrate; its decoder "
             "gradients concentrate on the gradient of log p(x), and VAE's on that of the ELBO."
         )
-        return _finish(canvas, name, title, caption, pd.DataFrame(records))
+        return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
 def slopes_table(toy: ToyResult | None) -> list[Table]:
@@ -308,11 +312,18 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
     for setting in TRAINED:
         for measure in MEASURES:
             frame = _over_seeds(_cell(cells, setting)[1], measure)
-            frames.append(frame.assign(objective=setting.objective, setting=setting_name(setting), measure=measure))
+            frames.append(
+                frame.assign(
+                    experiment="rainforth-table1",
+                    objective=setting.objective,
+                    setting=setting_name(setting),
+                    measure=measure,
+                )
+            )
     data = pd.concat([frame for frame in frames if len(frame)] or frames[:1], ignore_index=True)
     if data.empty:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
-    with _canvas(name, 11, 6.2) as canvas:
+    with open_canvas(name, 11, 6.2) as canvas:
         axes = canvas.subplots(2, 2, sharex=True)
         for ax, (measure, heading) in zip(axes.flat, MEASURES.items(), strict=True):
             for setting in TRAINED:
@@ -340,7 +351,7 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
             "stand at the same weights. Hollow: the paper's encoder SNR, read off its plot; we do not know how it "
             "chose images or averaged over parameters."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def sweep_snr(cells: Cells) -> Figure | MissingFigure:
@@ -355,11 +366,15 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
                 rows = _over_seeds(_cell(cells, setting)[1], measure)
                 if len(rows):
                     ends = rows.iloc[[0, -1]].assign(when=["initial", "final"])
-                    frames.append(ends.assign(family=objective, M=setting.M, K=setting.K, measure=measure))
+                    frames.append(
+                        ends.assign(
+                            experiment="rainforth-table1", family=objective, M=setting.M, K=setting.K, measure=measure
+                        )
+                    )
     if not frames:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
     data = pd.concat(frames, ignore_index=True)
-    with _canvas(name, 9.5, 3.9) as canvas:
+    with open_canvas(name, 9.5, 3.9) as canvas:
         axes = canvas.subplots(1, 2)
         for ax, (measure, heading) in zip(axes, (("snr_encoder", "encoder"), ("snr_decoder", "decoder")), strict=True):
             for objective in families:
@@ -389,7 +404,7 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
             "most of the weight, more groups help both as √M. Bars: 95 % over draws and seeds. The paper shows no such "
             "sweep."
         )
-        return _finish(canvas, name, title, caption, data)
+        return finish(canvas, name, title, caption, data)
 
 
 def gradient_figures(cells: Cells, toy: ToyResult | None) -> FigureSection:

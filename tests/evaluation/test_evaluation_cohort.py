@@ -100,6 +100,24 @@ def test_results_are_those_of_the_weights_and_survive_saving(trained: Trained, g
     }
 
 
+def test_a_run_that_cohorts_share_bears_in_each_the_name_that_it_has_there(trained: Trained) -> None:
+    """Else two runs of a cohort, one of them first trained under the other's name, are one in its results."""
+    first, _, other = trained.cohort.runs
+    runs = (replace(other, name=first.name), replace(first, name="again"))
+    second = CohortSpec("tiny", "second", "second-mnist-1L-T5", runs)
+    copies = trained.store.parent / "second"
+    copy_finished(cohort_jobs(second, "data", trained.store, trained.store), copies)
+    evaluated = finished_runs(second, copies, trained.store, SPEC)
+    evaluate_cohort(evaluated, trained.data, trained.store, MACHINE, SPEC, {}, lambda _: None)
+    results = [result_of(second, run) for run in evaluated]
+    assert [result.spec for result in results] == list(runs)
+    mine = {run.spec.name: result_of(trained.cohort, run).digest for run in trained.runs()}
+    assert [result.digest for result in results] == [mine[other.name], mine[first.name]]
+    folder = trained.store.parent / "results" / second.name
+    save_results(folder, results)
+    assert {result.spec.name for result in load_results(folder.parent)} == {first.name, "again"}
+
+
 def test_nothing_is_computed_twice(trained: Trained) -> None:
     trained.evaluate()
     calm = [run for run in trained.runs() if not run.diverged]

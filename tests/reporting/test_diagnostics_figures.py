@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.reporting.cells import gather
 from pipeline.reporting.diagnostics import convergence_in_time, generalization_gap, log_mean_bias
-from pipeline.reporting.figures import Figure, MissingFigure
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.results import RunResult
 
 Make = Callable[..., RunResult]

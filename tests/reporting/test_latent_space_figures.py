@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.reporting.figures import Figure, MissingFigure
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.reporting.latent_space import (
     digit_pictures,
     latent_scatter,

@@ -14,8 +14,8 @@ from pipeline.protocol import PROTOCOLS, with_changes
 from pipeline.published import Setting
 from pipeline.reporting import ablation, later, plane
 from pipeline.reporting.cells import gather
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.reporting.effects import Compared, difference, effects_data
-from pipeline.reporting.figures import Figure, MissingFigure
 from pipeline.results import RunResult, load_results, save_results
 
 Make = Callable[..., RunResult]

@@ -22,8 +22,9 @@ from pylatexenc.latexwalker import (
 
 from pipeline.reporting.cells import gather
 from pipeline.reporting.claims import decide_claims
+from pipeline.reporting.page import all_tables
 from pipeline.reporting.render import to_latex, to_markdown
-from pipeline.reporting.tables import Table, all_tables
+from pipeline.reporting.tables import Table
 from pipeline.results import RunResult
 
 POINTS_OVER = 15.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.reporting.figures import Figure
+from pipeline.reporting.drawing import Figure
 from pipeline.reporting.page import behind, build_report
 from pipeline.results import RunResult
 from pipeline.spec import CohortSpec
@@ -113,6 +113,10 @@ def test_the_runs_behind_a_figure_are_those_that_its_data_name(quick: list[RunRe
     two_layers = {run.cell for run in quick if run.spec.layers == 2 and run.spec.T == 50}
     assert cells(figure(dataset=["mnist"], layers=[2], T=[50], nll=[1.0])) == two_layers
     assert cells(figure(value=[1.0])) == {run.cell for run in quick}
+    # Here K counts the samples of an estimate.
+    assert cells(figure(cohort=[one.cohort], run=[one.spec.name], K=[4096])) == {one.cell}
+    (toy,) = behind(figure(experiment=["gaussian-toy"], samples=[4]), quick)
+    assert (toy.address, toy.runs) == ("results/gaussian-toy/metrics.json", ())
     assert not cells(figure(dataset=["omniglot"], layers=[2]))
 
 

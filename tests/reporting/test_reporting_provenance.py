@@ -64,6 +64,25 @@ def test_every_cell_run_or_planned_has_its_command(make: Make) -> None:
         assert row["command"] == f"dvc repro evaluate@{cohort}"
 
 
+def test_a_cell_says_what_computed_it(make: Make) -> None:
+    plain, stacked = make("vae", 5, 1), on_gpu(make("iwae", 1, 5), 1200)
+    recorded = {"command": "python -m stages.train a/b", "engine": "graph", "stacked": 4}
+    stacked = replace(
+        stacked,
+        training={**stacked.training, **recorded},
+        evaluation={**stacked.evaluation, "command": "python -m stages.evaluate a/b"},
+    )
+    table = provenance.cells([plain, stacked], [])
+    by_run = {row["run"]: row for row in table.display.to_dict("records")}
+    row = by_run[stacked.spec.name]
+    # 1200 s over four runs.
+    assert row["GPU minutes"] == "5.00"
+    assert by_run[plain.spec.name]["GPU minutes"] == "–"
+    assert (row["trained by"], row["evaluated by"]) == ("python -m stages.train a/b", "python -m stages.evaluate a/b")
+    assert (row["engine"], row["digest"], row["revision"]) == ("graph", stacked.digest, "0" * 10)
+    assert row["algorithm version"] == str(stacked.spec.algorithm_version)
+
+
 def test_machines_are_listed_once(make: Make) -> None:
     table = provenance.machines([make(), make("iwae", 1, 5), on_gpu(make("vae", 5, 1), 10)])
     assert list(table.display["device"]) == ["cpu", "NVIDIA H200"]

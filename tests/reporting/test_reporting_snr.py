@@ -14,7 +14,7 @@ from pipeline.published import Setting
 from pipeline.reporting.ais import ais_tables
 from pipeline.reporting.cells import gather
 from pipeline.reporting.claims import HOLDS, NOT_DECIDED, NOT_RUN, UNDECIDED
-from pipeline.reporting.figures import Figure, MissingFigure
+from pipeline.reporting.drawing import Figure, MissingFigure
 from pipeline.reporting.page import build_report
 from pipeline.reporting.snr import (
     DECODER_RATIO,

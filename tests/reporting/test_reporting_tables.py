@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from pipeline.published import burda_table
-from pipeline.reporting import tables
 from pipeline.reporting.cells import gather
 from pipeline.reporting.claims import decide_claims
+from pipeline.reporting.page import all_tables
 from pipeline.reporting.render import is_text, latex_escape, shade, sort_value, to_csv, to_html, to_latex, to_markdown
 from pipeline.reporting.tables import Table
 from pipeline.results import RunResult
@@ -23,13 +23,33 @@ Make = Callable[..., RunResult]
 
 def build(results: list[RunResult], scale: str = "quick") -> dict[str, Table]:
     cells = gather(results)
-    made = tables.all_tables(results, cells, decide_claims(cells, scale), scale)
+    made = all_tables(results, cells, decide_claims(cells, scale), scale)
     return {table.name: table for table in made}
 
 
 def row(table: Table, group: str, label: str) -> pd.Series:
     (i,) = [i for i, own in enumerate(table.groups) if own == group and table.display.iloc[i]["objective"] == label]
     return table.display.iloc[i]
+
+
+def test_runs_under_another_protocol_are_explained_where_they_stand(make: Callable[..., RunResult]) -> None:
+    own = make("iwae", 1, 5, scale="paper")
+    other = replace(own, spec=replace(own.spec, protocol_name="paper"))
+    said = build([other], "paper")["burda_table1"]
+    assert "other protocol" in set(said.display["verdict"])
+    assert any(note.startswith("other protocol: trained in another way") for note in said.notes)
+    assert not build([own], "paper")["burda_table1"].notes[1:]
+
+
+def test_the_caption_says_when_omniglot_is_not_the_papers_file(make: Callable[..., RunResult]) -> None:
+    def caption(variant: str) -> str:
+        run = make("iwae", 1, 5, dataset="omniglot")
+        return build([replace(run, training={**run.training, "data": {"variant": variant}})])["burda_table1"].caption
+
+    assert "OMNIGLOT here is rebuilt from the public release: not the file chardata.mat" in caption(
+        "rebuilt from the public release"
+    )
+    assert "OMNIGLOT" not in caption("chardata.mat")
 
 
 def test_without_results_every_cell_of_the_papers_says_not_run() -> None:
