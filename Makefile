@@ -29,7 +29,13 @@ repro: grid
 	@python -m stages.weights quick
 	@echo "read reports/quick/index.html; compare the runs with: make ui"
 
+# RAY=1: on all GPUs of this machine at once. RAY=ADDRESS: on the Ray cluster there (docs/scale-out.md).
 paper: grid
+ifdef RAY
+	@python -c 'import ray' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	dvc repro binarize
+	python -m pipeline.launch run --ray $(filter-out 1,$(RAY))
+endif
 	dvc repro check report@paper track@paper
 	@python -m stages.weights paper
 

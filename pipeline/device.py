@@ -13,12 +13,14 @@ from pipeline.errors import UserError
 @dataclass(frozen=True)
 class Machine:
     """Where to train: the device, for a CPU the number of processes (one thread each), how often to save, and for a
-    GPU how updates are run (a key of `pipeline.training.device_stack.ENGINES`, or `auto`)."""
+    GPU how updates are run (a key of `pipeline.training.device_stack.ENGINES`, or `auto`). `name`: what its speeds are
+    kept under, where it is another machine than this one."""
 
     device: torch.device
     workers: int
     checkpoint_seconds: float
     engine: str = "auto"
+    name: str | None = None
 
 
 def resolve_device(name: str) -> torch.device:

@@ -29,6 +29,12 @@ def listen(parent: int | None = None) -> None:
     signal.signal(signal.SIGTERM, _request)
 
 
+def clear() -> None:
+    """Forget what was asked before: this process begins other work."""
+    global _requested, _deadline
+    _requested, _deadline = None, None
+
+
 def stop_after(seconds: float) -> None:
     """Also stop this process, and what it starts, when so much time has passed."""
     global _deadline

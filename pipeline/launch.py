@@ -3,6 +3,9 @@
     python -m pipeline.launch run --minutes 28                     start or continue the next unfinished cohort, and on
     python -m pipeline.launch status                               what is done, what is left, how long it takes
     python -m pipeline.launch run --only 'burda-table1-mnist-1L*'  some cohorts alone
+    python -m pipeline.launch run --ray                            all of them at once, on Ray (docs/scale-out.md)
+    python -m pipeline.launch measure                              how fast this machine trains each kind of stack
+    python -m pipeline.launch simulate 1 4 32                      how long so many such machines would take
     python -m pipeline.launch pack runs.tar                        runs and checkpoints, to carry to another machine
     python -m pipeline.launch unpack runs.tar                      verify them there and put them into its store
 
@@ -16,10 +19,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipeline.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
 from pipeline.errors import UserError
+from pipeline.files import read_json
 from pipeline.provenance import LAUNCHER
 
 ENGINES = ("auto", "fused", "compiled", "graph", "plain")
@@ -40,14 +45,28 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     working = commands.add_parser("run", parents=[shared], help="start or continue the next unfinished cohort, and on")
     working.add_argument("--minutes", type=float, help="stop cleanly before so much time has passed")
     working.add_argument("--checkpoint-seconds", type=float, default=30.0, help="a killed run loses no more (30)")
+    working.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="as tasks of the Ray cluster there (auto, HOST:PORT), or of one on this machine (docs/scale-out.md)",
+    )
     working.add_argument("--dry-run", action="store_true", help="print the plan alone, as status does")
     commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
+    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of stack on this machine")
+    simulating = commands.add_parser("simulate", parents=[shared], help="how long so many devices would take")
+    simulating.add_argument("devices", type=int, nargs="+")
+    simulating.add_argument("--machine", metavar="NAME", help="at speeds of that machine in the store (this one)")
+    simulating.add_argument("--speeds", type=Path, help="JSON: updates a second by shape, before those in the store")
     for name, text in (("pack", "put runs and checkpoints into a file"), ("unpack", "take them from a file")):
         carrying = commands.add_parser(name, parents=[shared], help=text)
         carrying.add_argument("file", type=Path)
     arguments = parser.parse_args(words)
     if arguments.workers is not None and arguments.workers < 1:
         parser.error("--workers must be at least 1")
+    if min(getattr(arguments, "devices", [1])) < 1:
+        parser.error("simulate needs at least 1 device")
     if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
         parser.error("--minutes must be above 0")
     return arguments
@@ -59,9 +78,13 @@ def main(words: Sequence[str] | None = None) -> int:
     # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
     from pipeline.device import this_machine
     from pipeline.launcher import Project, choose, describe, record, run
+    from pipeline.measure import measure_shapes
     from pipeline.pack import pack, unpack
+    from pipeline.placement import at_speeds, describe_scaling
+    from pipeline.plan import AT_END, machine_name, remembered
     from pipeline.store import store_folder
 
+    on_ray = getattr(arguments, "ray", None)
     cohorts = load_cohorts(arguments.cohorts)
     keys = choose(load_order(arguments.cohorts), arguments.scale, arguments.only)
     project = Project(
@@ -70,7 +93,7 @@ def main(words: Sequence[str] | None = None) -> int:
         chosen=tuple(cohorts[key] for key in keys),
         store=store_folder(),
         machine=this_machine(
-            arguments.device,
+            "cpu" if on_ray else arguments.device,
             arguments.workers or "auto",
             getattr(arguments, "checkpoint_seconds", 30.0),
             arguments.engine,
@@ -84,11 +107,31 @@ def main(words: Sequence[str] | None = None) -> int:
         print(unpack(arguments.file, project.store))
         record(project)
         return 0
+    if arguments.command == "measure":
+        for line in measure_shapes(project.chosen, project.machine, project.store):
+            print(line, flush=True)
+        return 0
+    if arguments.command == "simulate":
+        given = read_json(arguments.speeds) if arguments.speeds else {}
+        machine = replace(project.machine, name=arguments.machine)
+        on_gpu = not machine_name(machine).startswith("cpu")
+        plan = [item for item in replace(project, machine=machine).standings() if item.need not in AT_END]
+
+        def rate(shape: str) -> float | None:
+            return given.get(shape) or remembered(project.store, machine, f"train {shape}")
+
+        print(describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu))
+        return 0
+    limit = getattr(arguments, "minutes", None)
+    seconds = None if limit is None else max(0.0, 60 * limit - (time.monotonic() - start))
+    if on_ray:
+        from pipeline import scale_out
+
+        return scale_out.run(project, on_ray, arguments.device, arguments.workers, seconds, arguments.dry_run)
     if arguments.command == "status" or arguments.dry_run:
         print(describe(project.standings(), project.machine))
         return 0
-    limit = arguments.minutes
-    return run(project, None if limit is None else max(0.0, 60 * limit - (time.monotonic() - start)))
+    return run(project, seconds)
 
 
 if __name__ == "__main__":

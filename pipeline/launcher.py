@@ -5,11 +5,12 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pipeline import interruption
 from pipeline.cohorts import results_folder
@@ -36,6 +37,7 @@ from pipeline.provenance import LAUNCHER, origin
 from pipeline.results import METRICS
 from pipeline.spec import CohortSpec, EvaluationSpec
 from pipeline.store import Busy, cohort_lock
+from pipeline.training.train import Progress
 from pipeline.work import Pace, diverged, evaluate_waiting, train_waiting, write_results
 from pipeline.workers import Stopped
 
@@ -129,8 +131,17 @@ def describe(plan: Sequence[Standing], machine: Machine) -> str:
     return "\n".join(lines)
 
 
-def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
+def work_on(
+    project: Project,
+    cohort: CohortSpec,
+    until: float | None,
+    facts: dict[str, Any] | None = None,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_evaluated: Callable[[str], None] = lambda name: None,
+) -> bool:
     """Train and evaluate one cohort; False where its evaluation would not fit before `until` (monotonic seconds).
+
+    `facts`: what made the numbers, for their records; this process where None.
 
     Raises: UserError with what went wrong; Stopped when asked to stop; Busy when another process has the cohort.
     """
@@ -140,12 +151,12 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
         jobs = list(item.jobs)
         if item.need not in RUNNABLE:
             return True  # Another process was quicker.
-        facts = origin(LAUNCHER)
+        facts = facts or origin(LAUNCHER)
         if item.need == TRAIN:
             say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left(item)}")
             shape, pace = training_shape(cohort, jobs), Pace()
             try:
-                train_waiting(cohort, jobs, machine, facts, pace)
+                train_waiting(cohort, jobs, machine, facts, pace, on_progress)
             finally:
                 if pace.rate is not None and pace.seconds >= PACE_SECONDS:
                     remember(store, machine, shape, pace.rate)
@@ -158,7 +169,7 @@ def work_on(project: Project, cohort: CohortSpec, until: float | None) -> bool:
             say(f"{cohort.key}: trained; evaluating a run takes {clock(each)}, which is left to the next call")
             return False
         start = time.monotonic()
-        evaluated = evaluate_waiting(cohort, runs, machine, spec, facts)
+        evaluated = evaluate_waiting(cohort, runs, machine, spec, facts, on_evaluated)
         took = time.monotonic() - start
         if evaluated:
             remember(store, machine, evaluation_shape(cohort, spec), took / evaluated)

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import shutil
 import tarfile
+import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from pipeline.cohorts import binarized
 from pipeline.data.datasets import load_dataset
@@ -32,6 +34,7 @@ from pipeline.training.state import CHECKPOINT, RUN_JSON, Job, checkpoint_step, 
 
 MANIFEST, PACE = "manifest.json", "pace"
 BUSY_SECONDS = 2.0
+TRIES, TRY_SECONDS = 100, 0.05
 
 
 def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path) -> str:
@@ -42,37 +45,70 @@ def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, Cohor
     with ExitStack() as locks:
         jobs: dict[str, dict[str, Any]] = {}
         for cohort in chosen:
-            folder = binarized(cohort.dataset)
-            if not folder.exists():
+            if not binarized(cohort.dataset).exists():
                 continue
-            data_digest = load_dataset(folder).digest
-            own = [job for job in stored_jobs(cohort, cohorts, data_digest, store) if _files(job)]
+            own = carried_jobs(cohort, cohorts, store)
             if own:
                 locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
-            for job in own:
-                jobs[job.digest] = {
-                    "cell": f"{cohort.key}/{job.spec.name}",
-                    "spec": job.spec.to_json(),
-                    "data": data_digest,
-                    "continues": None if job.continues is None else job.continues.parent.name,
-                }
+            jobs |= own
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
-        paths = [path for own in jobs for path in sorted((store / own).rglob("*")) if _carried(path)]
-        paths += sorted((store / PACE).glob("*.json"))
-        sums: dict[str, str] = {}
-        with atomic_path(target) as temporary, tarfile.open(temporary, "w") as archive:
-            for path in paths:
-                content = path.read_bytes()
-                name = path.relative_to(store).as_posix()
-                sums[name] = hashlib.sha256(content).hexdigest()
-                _add(archive, name, content)
-            manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
-            _add(archive, MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        with atomic_path(target) as temporary, temporary.open("wb") as stream:
+            write_archive(stream, jobs, store)
     finished = sum((store / own / "run" / RUN_JSON).exists() for own in jobs)
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} checkpoints, {target.stat().st_size / 1e6:.1f} MB"
     )
+
+
+def carried_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path) -> dict[str, dict[str, Any]]:
+    """By digest, what the manifest says of each run of a cohort that the store holds a state of."""
+    data_digest = load_dataset(binarized(cohort.dataset)).digest
+    return {
+        job.digest: {
+            "cell": f"{cohort.key}/{job.spec.name}",
+            "spec": job.spec.to_json(),
+            "data": data_digest,
+            "continues": None if job.continues is None else job.continues.parent.name,
+        }
+        for job in stored_jobs(cohort, cohorts, data_digest, store)
+        if _files(job)
+    }
+
+
+def write_archive(stream: IO[bytes], jobs: Mapping[str, dict[str, Any]], store: Path) -> None:
+    """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them."""
+    sums: dict[str, str] = {}
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        contents = [run_files(store / own).items() for own in jobs]
+        contents.append({path: path.read_bytes() for path in sorted((store / PACE).glob("*.json"))}.items())
+        for path, content in itertools.chain(*contents):
+            name = path.relative_to(store).as_posix()
+            sums[name] = hashlib.sha256(content).hexdigest()
+            add(name, content)
+        manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
+        add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+
+
+def run_files(folder: Path) -> dict[Path, bytes]:
+    """A run's files as they are at one moment: read again where the run ended meanwhile.
+
+    The checkpoint comes first: weights of stages are on disk before the checkpoint that lies behind them.
+    """
+    for _ in range(TRIES):
+        ended = (folder / "run").exists()
+        with suppress(FileNotFoundError):
+            found = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if _carried(path)}
+            if (folder / "run").exists() == ended:
+                return found
+        time.sleep(TRY_SECONDS)
+    raise UserError(f"{folder}: changes faster than it can be read; run again")
 
 
 def _files(job: Job) -> bool:
@@ -82,12 +118,6 @@ def _files(job: Job) -> bool:
 def _carried(path: Path) -> bool:
     """A file that belongs to the state, and no left-over of a process that was killed while it wrote."""
     return path.is_file() and ".part" not in path.name and "run.part" not in path.parts
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
 
 
 def unpack(source: Path, store: Path) -> str:

@@ -60,6 +60,8 @@ class Standing:
 
 def machine_name(machine: Machine) -> str:
     """What speeds depend on: the GPU and the engine where one was asked for, or the number of processes on a CPU."""
+    if machine.name is not None:
+        return machine.name
     if machine.device.type == "cuda":
         engine = "" if machine.engine == "auto" else f", {machine.engine}"
         return torch.cuda.get_device_name(machine.device) + engine
@@ -68,9 +70,13 @@ def machine_name(machine: Machine) -> str:
 
 def training_shape(cohort: CohortSpec, jobs: list[Job]) -> str:
     """What the speed of a stack depends on beside the machine: the dataset does not matter."""
-    waiting = sum(not job.is_finished for job in jobs)
+    return f"train {shape_of(cohort, sum(not job.is_finished for job in jobs))}"
+
+
+def shape_of(cohort: CohortSpec, count: int) -> str:
+    """The shape of the stacks that so many of a cohort's runs form."""
     counts = "-".join(str(T) for T in sorted({run.T for run in cohort.runs}))
-    return f"train {cohort.layers}L T{counts} R{waiting} {cohort.runs[0].precision}"
+    return f"{cohort.layers}L T{counts} R{count} {cohort.runs[0].precision}"
 
 
 def evaluation_shape(cohort: CohortSpec, spec: EvaluationSpec) -> str:

@@ -98,16 +98,24 @@ def evaluate_waiting(
     machine: Machine,
     spec: EvaluationSpec,
     facts: dict[str, Any],
+    on_run: Callable[[str], None] = lambda name: None,
 ) -> int:
     """Evaluate what the store does not hold yet and write the cohort's results; returns how many were evaluated.
+
+    `on_run(name)` is called as each evaluation ends.
 
     Raises: UserError with what went wrong; Stopped when asked to stop.
     """
     waiting = sum(not run.is_evaluated for run in runs)
     meter = ProgressMeter(f"{cohort.key} evaluation", waiting, "run")
+
+    def note(name: str) -> None:
+        meter.advance(1)
+        on_run(name)
+
     try:
         data, store = binarized(cohort.dataset), store_folder()
-        evaluate_cohort(runs, data, store, machine, spec, facts, lambda name: meter.advance(1))
+        evaluate_cohort(runs, data, store, machine, spec, facts, note)
     finally:
         meter.close()
     write_results(cohort, runs)

@@ -48,7 +48,7 @@ def _work(task: Task[Any], items: Sequence[Any], connection: Connection, parent:
         pass  # The parent is gone; what this worker did is on disk.
 
 
-def _start_method() -> str:
+def start_method() -> str:
     """fork shares the imported torch, but neither CUDA nor macOS survive it."""
     import torch
 
@@ -72,7 +72,7 @@ def run_parallel(
 
     Raises: UserError with the messages of all items that failed; Stopped after SIGINT or SIGTERM.
     """
-    context: Any = multiprocessing.get_context(_start_method())
+    context: Any = multiprocessing.get_context(start_method())
     queue = list(range(len(items)))
     processes: dict[Connection, Any] = {}
     current: dict[Connection, int] = {}

@@ -1,0 +1,95 @@
+"""Equal cohorts through Ray on 1 and on 2 CPU workers, one thread each: `python -m benchmarks.scale_out`.
+
+Prints, for each number of workers: seconds until all is done, the seconds of training and evaluation in them as the
+runs themselves recorded them, and what is left of the workers' time for each task.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from contextlib import redirect_stdout
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from pipeline import scale_out
+from pipeline.cohorts import COHORTS, binarized, load_cohorts, load_evaluation, results_folder
+from pipeline.device import Machine
+from pipeline.launcher import Project
+from pipeline.spec import CohortSpec, EvaluationSpec
+
+SOURCE = "quick/burda-table1-mnist-1L-T5"
+
+
+def cohorts(count: int, steps: int) -> tuple[tuple[CohortSpec, ...], EvaluationSpec]:
+    """One-run cohorts that differ in their seeds alone."""
+    source = load_cohorts(COHORTS)[SOURCE]
+    run = replace(source.runs[0], max_steps=steps)
+    made = tuple(
+        CohortSpec("bench", "bench", f"bench-mnist-1L-s{seed}", (replace(run, seed=seed),)) for seed in range(count)
+    )
+    return made, replace(load_evaluation(COHORTS, source), diagnostic_images=0, snr_gradients=0)
+
+
+def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int) -> tuple[float, float]:
+    """Seconds until all is done once the cluster stands, and seconds of recorded work in them."""
+    from ray.cluster_utils import Cluster
+
+    data, before = binarized("mnist").resolve(), Path.cwd()
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        cluster = Cluster()
+        try:
+            binarized("mnist").parent.mkdir(parents=True)
+            binarized("mnist").symlink_to(data)
+            cluster.add_node(num_cpus=workers, node_ip_address=scale_out.LOOPBACK, include_dashboard=False)
+            every = {cohort.key: cohort for cohort in made}
+            machine = Machine(torch.device("cpu"), 1, 30.0)
+            project = Project(every, dict.fromkeys(every, evaluation), made, Path(".store"), machine)
+            start = time.monotonic()
+            with redirect_stdout(StringIO()):
+                status = scale_out.run(project, cluster.address, "cpu", 1)
+            wall = time.monotonic() - start
+            assert status == 0
+            worked = 0.0
+            for cohort in made:
+                (run,) = json.loads((results_folder(cohort.key) / "runs.json").read_text()).values()
+                worked += run["training"]["wall_s"] + run["evaluation"]["wall_s"]
+            return wall, worked
+        finally:
+            cluster.shutdown()
+            os.chdir(before)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tasks", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    os.environ[scale_out.LOOPBACK_VARIABLE] = "0"
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    made, evaluation = cohorts(arguments.tasks, arguments.steps)
+    walls = {}
+    for workers in (1, 2):
+        found = [timed(made, evaluation, workers) for _ in range(arguments.repeats)]
+        walls[workers] = median(wall for wall, _ in found)
+        worked = median(worked for _, worked in found)
+        overhead = median((wall * workers - worked) / arguments.tasks for wall, worked in found)
+        print(
+            f"{workers} workers: {walls[workers]:.1f} s for {arguments.tasks} tasks, {worked:.1f} s of work in them,"
+            f" {overhead:.2f} s more a task",
+            flush=True,
+        )
+    print(f"ratio: {walls[1] / walls[2]:.2f}")
+
+
+if __name__ == "__main__":
+    main()
