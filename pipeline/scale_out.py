@@ -346,7 +346,8 @@ class Driver:
             return FAILED, f"its task ended, but {own.store} has not all of it; run again"
         for line in diverged(cohort, list(item.jobs)):
             say(f"warning: {line}", file=sys.stderr)
-        write_results(cohort, [finished_run(job.finished, own.store, own.evaluations[cohort.key]) for job in item.jobs])
+        spec = own.evaluations[cohort.key]
+        write_results(cohort, [finished_run(job.finished, job.spec, own.store, spec) for job in item.jobs])
         say(f"{cohort.key}: done -> {results_folder(cohort.key)}")
         return DONE_HERE, ""
 

@@ -155,15 +155,18 @@ def finish_run(job: Job, state: RunState, facts: dict[str, Any]) -> None:
         moments = {"m": state.m.cpu().contiguous(), "v": state.v.cpu().contiguous()}
         save_file(moments, temporary, {"steps": str(state.earlier_steps + state.step)})
     write_text(building / HISTORY, history_csv(state.history))
-    for path in sorted(job.folder.glob("stage-*.safetensors")):
-        path.replace(building / path.name)
+    # Copied: after a kill before the folder has its name, the next attempt finds them where they were.
+    stages = sorted(job.folder.glob("stage-*.safetensors"))
+    for path in stages:
+        shutil.copy2(path, building / path.name)
     status = "finished" if state.diverged_at is None else f"diverged at step {state.diverged_at}"
     write_json(
         building / RUN_JSON,
         {"spec": job.spec.to_json(), "digest": job.digest, "status": status, "training": facts},
     )
     building.rename(job.finished)
-    (job.folder / CHECKPOINT).unlink(missing_ok=True)
+    for path in (job.folder / CHECKPOINT, *stages):
+        path.unlink(missing_ok=True)
 
 
 def continued_state(job: Job) -> RunState:

@@ -133,6 +133,26 @@ def test_interrupted_and_resumed_is_bit_identical(
     assert not (broken.folder / CHECKPOINT).exists()
 
 
+def test_a_kill_while_the_run_directory_is_made_loses_nothing(
+    grey_images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unbroken, broken = (job_for(make_run(max_steps=45), tmp_path / name) for name in ("unbroken", "broken"))
+    run_all([unbroken], grey_images)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as context:
+        context.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_all([broken], grey_images)
+    assert not broken.is_finished
+    run_all([broken], grey_images)
+    names = {path.name for path in unbroken.finished.iterdir()}
+    assert {path.name for path in broken.finished.iterdir()} == names >= {"stage-0.safetensors", "stage-1.safetensors"}
+    assert [path.name for path in broken.folder.iterdir()] == ["run"]
+
+
 def test_runs_at_different_steps_meet_again(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     """A kill between two checkpoints of one stack leaves its runs apart."""
     runs = [make_run(precision="float64", max_steps=40), make_run("vae", 5, 1, precision="float64", max_steps=30)]
