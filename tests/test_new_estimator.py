@@ -44,6 +44,7 @@ def test_three_lines_and_a_setting(tmp_path: Path) -> None:
         assert "VAE-STL" in (tmp_path / "reports/tiny" / name).read_text(), name
     with sqlite3.connect(tmp_path / ".mlflow/mlflow.db") as database:
         query = (
-            "select r.name from runs r join tags t on r.run_uuid = t.run_uuid where t.key = 'objective' and t.value = ?"
+            "select r.name from runs r join tags t on r.run_uuid = t.run_uuid"
+            " where r.lifecycle_stage = 'active' and t.key = 'objective' and t.value = ?"
         )
         assert database.execute(query, ("vae-stl",)).fetchall() == [("vae-stl-M4-K1-1L-s0",)]

@@ -10,10 +10,11 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.cohorts import COHORTS, load_cohort
 from pipeline.config import load_params
 from pipeline.errors import UserError
 from pipeline.files import read_json, write_json
-from pipeline.grid import COHORTS, PARAMS, load_cohort, write_cohorts
+from pipeline.grid import PARAMS, write_cohorts
 from pipeline.models.networks import initial_weights
 from pipeline.reporting.ais import ais_tables
 from pipeline.reporting.snr import load_toy
