@@ -1,4 +1,4 @@
-# make repro | test | ui | paper | report SCALE=paper. Each makes its own environment; see README.md.
+# `make` alone prints the commands (the lines with two #). Each makes its own environment; see README.md.
 PYTHON ?= python3
 SCALE ?= quick
 VENV := .venv
@@ -8,9 +8,17 @@ export DVC_NO_ANALYTICS := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PYTHONUNBUFFERED := 1
 
-.PHONY: setup grid repro paper report track weights verify-results ui lint test
+.DEFAULT_GOAL := help
+.PHONY: help setup grid repro overnight paper report track metrics weights verify-results ui lint test
 
-setup: $(READY)
+help:
+	@echo "What makes a good ELBO? Commands (docs: README.md):"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\) | \(.*\)/  make \1|\2|\3/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %-72s %s\n", $$1, $$2, $$3}'
+
+# Made anew where its programs are gone, whatever the marker says.
+ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
+.PHONY: $(READY)
+endif
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "error: Python 3.11 to 3.13 is needed; $(PYTHON) is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12")'
@@ -21,16 +29,27 @@ $(READY): pyproject.toml constraints.txt
 	@[ -e .git ] || dvc config --local core.no_scm true
 	@touch $@
 
-grid: $(READY)
-	@python -m pipeline.grid
-
-repro: grid
+# A fresh clone has the results of the last commit; it evaluates what it trains all the same.
+repro: grid ## the quick scale end to end: data, training, evaluation, report, MLflow | 10 minutes on 2 cores
+	@[ -d "$${ELBO_STORE:-.store}" ] || rm -f reports/quick/results/*/metrics.json
 	dvc repro check report@quick track@quick
 	@python -m stages.weights quick
-	@echo "read reports/quick/index.html; compare the runs with: make ui"
+	@python -m stages.docs
+	@python -m stages.news quick
+
+ui: $(READY) ## MLflow on the runs; prints the address of its start page | until Ctrl-C
+	@python -m stages.ui
+
+overnight: grid ## every cell of the papers at 40 of 3280 epochs, claims decided there | a night on 2 cores
+	dvc repro binarize
+	python -m pipeline.launch run --scale overnight
+	dvc repro check report@overnight track@overnight
+	@python -m stages.weights overnight
+	@python -m stages.docs
+	@python -m stages.news overnight
 
 # RAY=1: on all GPUs of this machine at once. RAY=ADDRESS: on the Ray cluster there (docs/scale-out.md).
-paper: grid
+paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | days of a CPU; for a GPU
 ifdef RAY
 	@python -c 'import ray' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 	dvc repro binarize
@@ -38,31 +57,41 @@ ifdef RAY
 endif
 	dvc repro check report@paper track@paper
 	@python -m stages.weights paper
+	@python -m stages.docs
+	@python -m stages.news paper
 
 # From the summaries in git, without data, training or cache.
-report: grid
+report: grid ## rebuild the report of SCALE=quick from the results in git: no training | under a minute
 	dvc repro --single-item report@$(SCALE)
+	@python -m stages.docs
 	@echo "read reports/$(SCALE)/index.html"
 
-track: grid
+track: grid ## put the results of SCALE=quick into MLflow | under a minute
 	dvc repro --single-item track@$(SCALE)
 
+# From there, the paths that DVC prints are short and those of one scale.
+metrics: $(READY) ## the numbers of SCALE=quick, a row for each run | seconds
+	@cd reports/$(SCALE)/metrics && dvc metrics show .
+
 # Weights of selected finished runs into reports/<scale>/weights/, which is in git.
-weights: $(READY)
+weights: $(READY) ## ship weights of finished runs of SCALE=quick with the reports | seconds
 	@python -m stages.weights $(SCALE)
 
 # Recompute the NLL of a committed cell from its shipped weights. CELL: one that `make verify-results` lists.
 IMAGES ?= 100
-verify-results: $(READY)
+verify-results: $(READY) ## recompute the NLL of a committed CELL from its shipped weights | a minute
 	@python -m stages.verify $(CELL) --images $(IMAGES)
 
-ui: $(READY)
-	@python -m stages.ui
+test: lint ## lint, then all tests | some ten minutes on 2 cores
+	pytest -n 2 --dist loadfile
 
-lint: $(READY)
+lint: $(READY) ## ruff and mypy | a minute
 	ruff check
 	ruff format --check
 	mypy
 
-test: lint
-	pytest -n 2 --dist loadfile
+grid: $(READY) ## write cohorts/ from params.yaml, as the others do first | a second
+	@python -m pipeline.experiments
+	@python -m stages.unlock
+
+setup: $(READY) ## the environment in .venv, which every other command makes too | some minutes, 2 GB

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
@@ -15,18 +17,21 @@ import torch
 
 from benchmarks import cpu, gpu, peers, table
 from benchmarks.cases import CASES
-from pipeline.cohorts import COHORTS, load_cohorts
 from pipeline.errors import UserError
-from pipeline.models import kernels
+from pipeline.experiments.cohorts import COHORTS, load_cohorts
 
 PROJECTED_SCALE = "paper"
+LIBRARIES = ("torch", "jax", "pythae")
 
 
 def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5, help="medians are taken over so many (default: 5)")
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="measured for each contestant and round (default: 1)"
+        "--seconds",
+        type=float,
+        default=1.0,
+        help="measured for each contestant and round: of the clock on a GPU, else of the processor (default: 1)",
     )
     parser.add_argument(
         "--cases", nargs="+", choices=list(CASES), default=list(CASES), metavar="CASE", help="%(choices)s"
@@ -34,17 +39,28 @@ def _arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--device", choices=("auto", "cpu", "cuda"), default="auto", help="auto: CUDA where there is one"
     )
+    parser.add_argument("--against", metavar="REVISION", help="measure this older revision in the same run (on a CPU)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="so many of each contestant at the same time (on a CPU; default: 1)"
+    )
     parser.add_argument(
         "--precision",
         choices=("float32", "tf32", "bfloat16"),
         default="float32",
         help="of products in training, on a GPU",
     )
-    parser.add_argument("--no-pythae", action="store_true", help="leave pythae out even where it is installed")
+    parser.add_argument(
+        "--peers",
+        nargs="*",
+        choices=[peer.name for peer in cpu.PEERS],
+        default=[peer.name for peer in cpu.PEERS],
+        metavar="PEER",
+        help="%(choices)s (default: those that are installed)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's rates to FILE")
     arguments = parser.parse_args(words)
-    if arguments.rounds < 1 or arguments.seconds <= 0:
-        parser.error("--rounds must be at least 1 and --seconds positive")
+    if arguments.rounds < 1 or arguments.seconds <= 0 or arguments.processes < 1:
+        parser.error("--rounds and --processes must be at least 1 and --seconds positive")
     return arguments
 
 
@@ -62,40 +78,47 @@ def _cpu_name() -> str:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers hold for."""
+    found = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "cores": os.cpu_count(),
-        "torch": torch.__version__,
+        "load before": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
-        "kernels": "in torch" if kernels.library() is None else "compiled",
-        "pythae": peers.version(),
+        **found,
     }
 
 
 def main(words: list[str] | None = None) -> None:
     arguments = _arguments(words)
     cases = [case for name, case in CASES.items() if name in arguments.cases]
-    with_pythae = peers.version() is not None and not arguments.no_pythae
     use_cuda = arguments.device != "cpu" and torch.cuda.is_available()
     if arguments.device == "cuda" and not use_cuda:
         raise UserError(f"--device cuda: torch {torch.__version__} sees no CUDA GPU here")
     device = torch.device("cuda" if use_cuda else "cpu")
+    asked = [peer for peer in cpu.PEERS if peer.name in arguments.peers]
+    absent = {peer.name: peer.missing for peer in asked if peer.missing is not None}
+    present = tuple(peer for peer in asked if peer.name not in absent)
     facts = machine(device)
-    print(", ".join(f"{name} {value}" for name, value in facts.items() if value is not None))
-    shared = (cases, arguments.rounds, arguments.seconds, with_pythae, _progress)
     hours: dict[str, float] = {}
     if use_cuda:
-        results = gpu.run(*shared, device, arguments.precision)
+        with_pythae = any(peer.module == peers.__name__ for peer in present)
+        results = gpu.run(
+            cases, arguments.rounds, arguments.seconds, with_pythae, _progress, device, arguments.precision
+        )
         cohorts = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == PROJECTED_SCALE]
         hours = gpu.projected_hours(cohorts, device, _progress)
         text = table.gpu_tables(results, hours)
     else:
-        results = cpu.run(*shared)
-        text = table.cpu_tables(results)
+        results, facts["images"] = cpu.run(
+            cases, arguments.rounds, arguments.seconds, arguments.processes, arguments.against, present, _progress
+        )
+        text = table.cpu_tables(results, arguments.against)
+    facts["load after"] = f"{os.getloadavg()[0]:.1f}"
     _progress("")
-    print(f"\n{text}")
-    if peers.version() is None:
-        print(f"\npythae is not installed, so the ratio to it is left out; to have it: {peers.INSTALL}")
+    measured = f"{arguments.rounds} rounds of {arguments.seconds:g} s, {arguments.processes} process(es) each"
+    print("; ".join([*(f"{name} {value}" for name, value in facts.items()), measured]) + f".\n\n{text}")
+    for name, reason in absent.items():
+        print(f"\nNot measured: {name}: {reason}.")
     if arguments.json:
         values = {"machine": facts, "rounds": arguments.rounds, "seconds": arguments.seconds, **asdict(results)}
         arguments.json.write_text(json.dumps({**values, "projected_hours": hours}, indent=1) + "\n")

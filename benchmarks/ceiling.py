@@ -1,44 +1,106 @@
-"""What the machine can do at best: its rates of float32 matrix products and of copying memory."""
+"""What the machine can do at best: multiply-adds, cache and memory of one core; matrix products on a GPU."""
 
 from __future__ import annotations
+
+import ctypes
+import os
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Tick
-from pipeline.models.products import affine
+from benchmarks.measure import Tick, Work
 
-OUTPUT_LAYER = (1000, 200, 784)
-"""Rows, inputs, outputs of the decoder's last layer at k = 50: most of a step's work."""
+SOURCE = Path(__file__).with_name("ceilings.c")
+FLAGS = ("-O3", "-march=native", "-ffp-contract=fast", "-shared", "-fPIC")
 CUDA_SQUARE = (4096, 4096, 4096)
 """On a GPU a product of the papers' size measures launching, not multiplying."""
-COPIED_BYTES = 64 << 20
-"""Past every cache of one core."""
+FMA, BFLOAT16 = "float32 multiply-adds", "bfloat16 dot products"
+SIZES = {"24 KiB": 24 << 10, "512 KiB": 512 << 10, "4 MiB": 4 << 20, "256 MiB": 256 << 20}
+"""Buffers that fit the first, the second and the last cache of today's processors, and none of them."""
+READS = {f"read {name}": size for name, size in SIZES.items()}
+UPDATES = {f"read and write {name}": size for name, size in SIZES.items()}
+OPERATIONS, BYTES = (FMA, BFLOAT16), (*READS, *UPDATES)
+ALIGNMENT = 64
 
 
-def _operands(shape: tuple[int, int, int], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    rows, inputs, outputs = shape
-    return (
-        torch.rand(1, rows, inputs, device=device),
-        torch.rand(1, inputs, outputs, device=device),
-        torch.rand(1, 1, outputs, device=device),
-    )
+def compiled(source: Path, flags: Sequence[str]) -> ctypes.CDLL | str:
+    """A C file as a library, or why it cannot be one."""
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{source.stem}.so"
+        try:
+            subprocess.run([*compiler, *flags, "-o", str(path), str(source)], check=True, capture_output=True)
+            return ctypes.CDLL(str(path))
+        except FileNotFoundError:
+            return f"there is no C compiler {compiler[0]!r}; install one or name it in CC"
+        except (OSError, subprocess.CalledProcessError) as error:
+            return f"{compiler[0]} does not compile {source.name}: {error}"
 
 
-def multiply(rank: int, tick: Tick, *, shape: tuple[int, int, int], device: torch.device, tf32: bool = False) -> None:
-    """Units: floating-point operations of `rows @ weight + bias`, through the product that training uses."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    rows, weight, bias = _operands(shape, device)
-    flops = 2 * shape[0] * shape[1] * shape[2]
-    while True:
-        affine(rows, weight, bias)
-        tick(flops)
+@cache
+def library() -> ctypes.CDLL | str:
+    """ceilings.c compiled, or why it cannot be."""
+    found = compiled(SOURCE, FLAGS)
+    if isinstance(found, ctypes.CDLL):
+        for name in ("multiply_add", "bfloat16_dot", "read_bytes", "update_bytes"):
+            getattr(found, name).restype = ctypes.c_double
+    return found
 
 
-def copy(rank: int, tick: Tick, *, device: torch.device) -> None:
-    """Units: bytes read and bytes written."""
-    source = torch.ones(COPIED_BYTES, dtype=torch.uint8, device=device)
-    target = torch.zeros_like(source)
-    while True:
-        target.copy_(source)
-        tick(2 * COPIED_BYTES)
+def missing() -> str | None:
+    """Why the ceilings cannot be measured here."""
+    found = library()
+    return found if isinstance(found, str) else None
+
+
+def work(name: str) -> Work:
+    """Units: floating-point operations or bytes, of one of `OPERATIONS` or `BYTES`.
+
+    Raises: RuntimeError where the processor has no such instruction.
+    """
+    found = library()
+    assert isinstance(found, ctypes.CDLL), found
+    if name in OPERATIONS:
+        function = found.multiply_add if name == FMA else found.bfloat16_dot
+        if function() == 0:
+            raise RuntimeError(f"this processor has none: {name}")
+        return repeated(lambda: function())
+    size = (READS | UPDATES)[name]
+    memory = torch.ones((size + ALIGNMENT) // 4)
+    address = memory.data_ptr() + -memory.data_ptr() % ALIGNMENT
+    function = found.read_bytes if name in READS else found.update_bytes
+    # `move` holds on to the memory, of which C knows the address alone.
+
+    def move(owner: Tensor = memory) -> float:
+        return float(function(ctypes.c_void_p(address), ctypes.c_size_t(size)))
+
+    return repeated(move)
+
+
+def repeated(unit_of_work: Callable[[], float]) -> Work:
+    """The same again and again; it gives its units."""
+
+    def run(tick: Tick) -> None:
+        while True:
+            tick(unit_of_work())
+
+    return run
+
+
+def cuda_product(device: torch.device, tf32: bool) -> Work:
+    """Units: floating-point operations of a square matrix product."""
+    rows, inner, columns = CUDA_SQUARE
+    left, right = torch.rand(rows, inner, device=device), torch.rand(inner, columns, device=device)
+
+    def multiply() -> float:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.mm(left, right)
+        return 2.0 * rows * inner * columns
+
+    return repeated(multiply)

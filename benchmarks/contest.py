@@ -6,39 +6,20 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from benchmarks.cases import Case
-from benchmarks.measure import Layout, Work
+from benchmarks.measure import Failed, Rate
 
-HALF = 0.5
-"""Of the measured seconds: what is given to a contestant out of the main ratios, and to the trial of a layout."""
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """`layouts`: where there are several, the fastest in a trial is kept. `weight`: what one unit of work counts.
-    `share`: of the measured seconds.
-    """
-
-    name: str
-    work: Work
-    layouts: tuple[Layout, ...]
-    weight: float = 1.0
-    share: float = 1.0
-
-
-RateOf = Callable[[Contestant, Layout, float], float]
-"""(contestant, layout, seconds) -> units per second"""
+Measured = Callable[[float], Rate]
+"""seconds -> rate. Raises: Failed."""
+WARM_UP_SECONDS = 0.05
+"""Measured ahead of the first round, for which a contestant is built and compiled."""
 
 
 @dataclass
 class Results:
-    """Rates by round: run-steps (or images) per second, FLOP/s and bytes/s."""
+    """Rates by case and contestant, one for each round; and why there are none."""
 
-    rates: dict[str, dict[str, list[float]]] = field(default_factory=dict)
-    """By case and contestant."""
-    layouts: dict[str, dict[str, str]] = field(default_factory=dict)
-    """`processes x threads`, by case and contestant."""
-    ceilings: dict[str, list[float]] = field(default_factory=dict)
+    rates: dict[str, dict[str, list[Rate]]] = field(default_factory=dict)
+    failures: dict[str, dict[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,35 +38,23 @@ def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
     return [a / b for a, b in zip(numerators, denominators, strict=True)]
 
 
-def _chosen_layout(contestant: Contestant, rate_of: RateOf, seconds: float) -> Layout:
-    if len(contestant.layouts) == 1:
-        return contestant.layouts[0]
-    return max(contestant.layouts, key=lambda layout: rate_of(contestant, layout, seconds * HALF))
-
-
 def hold(
-    contests: dict[Case, list[Contestant]],
-    ceilings: list[Contestant],
-    rounds: int,
-    seconds: float,
-    rate_of: RateOf,
-    on_progress: Callable[[str], None],
+    contests: dict[str, dict[str, Measured]], rounds: int, seconds: float, on_progress: Callable[[str], None]
 ) -> Results:
-    results = Results(ceilings={ceiling.name: [] for ceiling in ceilings})
-    layouts: dict[tuple[Case, str], Layout] = {}
-    for case, contestants in contests.items():
-        on_progress(f"layouts, {case.title}")
-        for contestant in contestants:
-            layouts[case, contestant.name] = _chosen_layout(contestant, rate_of, seconds)
-        results.rates[case.name] = {contestant.name: [] for contestant in contestants}
-        results.layouts[case.name] = {c.name: str(layouts[case, c.name]) for c in contestants}
-    for number in range(1, rounds + 1):
-        for ceiling in ceilings:
-            rate = rate_of(ceiling, ceiling.layouts[0], seconds * ceiling.share)
-            results.ceilings[ceiling.name].append(rate * ceiling.weight)
+    """`contests`: by case and contestant. A contestant that fails at a case is out of it; the others go on."""
+    results = Results(rates={case: {} for case in contests}, failures={case: {} for case in contests})
+    for number in range(rounds + 1):
         for case, contestants in contests.items():
-            on_progress(f"round {number} of {rounds}, {case.title}")
-            for contestant in contestants:
-                rate = rate_of(contestant, layouts[case, contestant.name], seconds * contestant.share)
-                results.rates[case.name][contestant.name].append(rate * contestant.weight)
+            for name, measured in contestants.items():
+                if name in results.failures[case]:
+                    continue
+                on_progress(f"round {number} of {rounds}, {case}, {name}" if number else f"warming up, {case}, {name}")
+                try:
+                    rate = measured(seconds if number else WARM_UP_SECONDS)
+                except Failed as failure:
+                    results.failures[case][name] = str(failure)
+                    results.rates[case].pop(name, None)
+                    continue
+                if number:
+                    results.rates[case].setdefault(name, []).append(rate)
     return results

@@ -1,78 +1,103 @@
-"""The contest on a CPU: all cores, however each contestant uses them best."""
+"""The contest on a CPU: one process and one thread each, beside the ceilings of a core."""
 
 from __future__ import annotations
 
+import importlib
+import os
+import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 
-import torch
-from torch import Tensor
+import numpy as np
 
-from benchmarks import ceiling, ours, peers, plain
-from benchmarks.cases import NLL, Case, binarized, grey_images
-from benchmarks.contest import HALF, Contestant, Results, hold
-from benchmarks.measure import Layout, rate
-from pipeline.device import resolve_workers
+from benchmarks import ceiling, kernels, ours
+from benchmarks.cases import IMAGES, IMAGES_VARIABLE, Case, grey_images
+from benchmarks.contest import Measured, Results, hold
+from benchmarks.measure import Contestants
+from benchmarks.revision import ROOT, checkout
 
-CPU = torch.device("cpu")
-OURS, OURS_ALONE, OURS_PAPER = "ours", "ours, 1 process", "ours, protocol paper"
-PYTHAE, PYTHAE_APART, PLAIN = "pythae", "pythae, a process a core", "plain"
-PRODUCT, PRODUCT_ALONE = "product", "product, 1 process"
-COPY, COPY_ALONE = "copy", "copy, 1 process"
-
-
-def contestants(case: Case, images: Tensor, bits: Tensor, with_pythae: bool) -> list[Contestant]:
-    cores = resolve_workers("auto", CPU)
-    apart, together, single = Layout(cores, 1), Layout(1, torch.get_num_threads()), Layout(1, 1)
-    workers, worker = Layout(cores, 1, keep_memory=True), Layout(1, 1, keep_memory=True)
-    if case is NLL:
-        our_nll = partial(ours.estimate_nll, images=images, bits=bits)
-        its_work = partial(peers.estimate_nll, bits=bits, device=CPU)
-        plain_work = partial(plain.estimate_nll, images=images, bits=bits)
-        found = [Contestant(OURS, our_nll, (workers,)), Contestant(OURS_ALONE, our_nll, (worker,), share=HALF)]
-    else:
-        train = partial(ours.train, case=case, images=images)
-        code, paper = partial(train, protocol_name="published-code"), partial(train, protocol_name="paper")
-        its_work = partial(peers.train, case=case, bits=bits, device=CPU)
-        plain_work = partial(plain.train, case=case, images=images)
-        found = [
-            Contestant(OURS, code, (workers,)),
-            Contestant(OURS_ALONE, code, (worker,), share=HALF),
-            Contestant(OURS_PAPER, paper, (workers,), share=HALF),
-        ]
-    if with_pythae:
-        # First its one process, with the threads that suit it; then what a user has who starts one on every core.
-        found.append(Contestant(PYTHAE, its_work, (together, single)))
-        found.append(Contestant(PYTHAE_APART, its_work, (apart,), share=HALF))
-    return [*found, Contestant(PLAIN, plain_work, (together, apart))]
+MNIST = Path("data/binarized/mnist/train_images.npy")
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+CEILINGS, KERNELS = "ceilings", "kernels"
+AGAINST = "against"
 
 
-def ceilings() -> list[Contestant]:
-    cores = resolve_workers("auto", CPU)
-    every, one = (Layout(cores, 1),), (Layout(1, 1),)
-    multiply = partial(ceiling.multiply, shape=ceiling.OUTPUT_LAYER, device=CPU)
-    copy = partial(ceiling.copy, device=CPU)
-    return [
-        Contestant(PRODUCT, multiply, every, share=HALF),
-        Contestant(PRODUCT_ALONE, multiply, one, share=HALF),
-        Contestant(COPY, copy, every, share=HALF),
-        Contestant(COPY_ALONE, copy, one, share=HALF),
-    ]
+@dataclass(frozen=True)
+class Peer:
+    name: str
+    module: str
+    """With `missing()`, why it cannot be measured here, and `work(case)`."""
+
+    @property
+    def missing(self) -> str | None:
+        reason: str | None = importlib.import_module(self.module).missing()
+        return reason
+
+
+PEERS = (
+    Peer("JAX", "benchmarks.jax_peer"),
+    Peer("torch.compile", "benchmarks.compile_peer"),
+    Peer("plain PyTorch", "benchmarks.plain"),
+    Peer("pythae", "benchmarks.peers"),
+)
+
+
+def images_file(folder: Path) -> tuple[Path, str]:
+    """The training images that all measure, as an .npy file, and what they are."""
+    if MNIST.exists():
+        return MNIST.resolve(), "MNIST"
+    file = folder / "images.npy"
+    np.save(file, grey_images().numpy())
+    return file, f"{IMAGES} random images, for {MNIST} is missing"
 
 
 def run(
-    cases: list[Case], rounds: int, seconds: float, with_pythae: bool, on_progress: Callable[[str], None]
-) -> Results:
-    images = grey_images()
-    bits = binarized(images)
-    plain.load()
-    if with_pythae:
-        peers.load()
-    return hold(
-        {case: contestants(case, images, bits, with_pythae) for case in cases},
-        ceilings(),
-        rounds,
-        seconds,
-        lambda contestant, layout, length: rate(contestant.work, length, layout),
-        on_progress,
-    )
+    cases: list[Case],
+    rounds: int,
+    seconds: float,
+    processes: int,
+    against: str | None,
+    peers: tuple[Peer, ...],
+    on_progress: Callable[[str], None],
+) -> tuple[Results, str]:
+    """Rates of all contestants, and what the training images were.
+
+    Each contestant has one process (`processes` of them, which work at the same time) for all of its cases.
+
+    Raises: UserError when git has no revision `against`.
+    """
+    with ExitStack() as stack:
+        file, images = images_file(Path(stack.enter_context(tempfile.TemporaryDirectory())))
+        shared = {**ONE_THREAD, IMAGES_VARIABLE: str(file), "PYTHONPATH": _python_path(ROOT)}
+
+        def started(entry: str, environment: dict[str, str] = shared) -> Contestants:
+            contestants = Contestants(entry, environment, processes)
+            stack.callback(contestants.close)
+            return contestants
+
+        our = started("benchmarks.ours:work")
+        everyone = {}
+        if against:
+            older = {**shared, "PYTHONPATH": _python_path(stack.enter_context(checkout(against)))}
+            everyone[AGAINST] = started(f"{ROOT / 'benchmarks' / 'revision.py'}:work", older)
+        everyone |= {peer.name: started(f"{peer.module}:work") for peer in peers}
+        contests: dict[str, dict[str, Measured]] = {}
+        machine = started("benchmarks.kernels:work")
+        for contest, names, missing in (
+            (CEILINGS, (*ceiling.OPERATIONS, *ceiling.BYTES), ceiling.missing()),
+            (KERNELS, tuple(kernels.NAMES), kernels.missing()),
+        ):
+            if missing is None:
+                contests[contest] = {name: partial(machine.rate, name) for name in names}
+        for case in cases:
+            ways = list(ours.VARIANTS)[: 1 if case.is_nll else None]
+            contests[case.name] = {way: partial(our.rate, {**asdict(case), "variant": way}) for way in ways}
+            contests[case.name] |= {name: partial(who.rate, asdict(case)) for name, who in everyone.items()}
+        return hold(contests, rounds, seconds, on_progress), images
+
+
+def _python_path(root: Path) -> str:
+    return os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

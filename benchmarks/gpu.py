@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from benchmarks import ceiling, ours, peers, plain
-from benchmarks.cases import NLL, Case, binarized, grey_images, run_spec
-from benchmarks.contest import HALF, Contestant, Results, hold
-from benchmarks.measure import Layout, Tick, rate_here
-from pipeline.spec import CohortSpec
-from pipeline.training.device_stack import ENGINES
+from benchmarks.cases import Case, binarized, run_spec, training_images
+from benchmarks.contest import Measured, Results, hold
+from benchmarks.measure import Tick, Work, rate_here
+from pipeline.experiments.spec import CohortSpec
+from pipeline.training.engines import AUTO, DEVICE_ENGINES
+from pipeline.training.engines import PLAIN as PLAIN_ENGINE
 
 STACK_SIZES = (1, 5, 10, 20)
 COMPARED_SIZE = 10
 """Of the stacks that compare engines."""
-HERE = (Layout(1, 1),)
-OURS, PYTHAE, PLAIN, TF32_PRODUCT = "ours", "pythae", "plain", "TF32 product"
+CEILINGS, TF32_PRODUCT = "ceilings", "TF32 product"
+OURS, PYTHAE, PLAIN = "ours", "pythae", "plain"
 PROJECTION_SECONDS = 0.5
 """Measured for each cohort."""
 
@@ -47,41 +48,47 @@ class StackName:
 
 def stacks(sizes: tuple[int, ...], device: torch.device) -> list[StackName]:
     """All sizes with the engine that is chosen by itself, then one size with each that can run here."""
-    engines = [name for name, engine in ENGINES.items() if engine.missing(device) is None and device.type == "cuda"]
-    return [StackName("auto", size) for size in sizes] + [StackName(name, COMPARED_SIZE) for name in engines]
+    engines = [name for name, means in DEVICE_ENGINES.items() if means.missing(device) is None]
+    engines += [PLAIN_ENGINE] if device.type == "cuda" else []
+    return [StackName(AUTO, size) for size in sizes] + [StackName(name, COMPARED_SIZE) for name in engines]
 
 
-def _stack(stack: StackName, case: Case, images: Tensor, precision: str) -> Contestant:
-    runs = [run_spec(case, "published-code", seed, precision) for seed in range(stack.size)]
-    # Built in the first round alone: compiling takes longer than measuring.
-    built = cache(lambda: ours.stack_of(runs, images, stack.engine))
-
-    def work(rank: int, tick: Tick) -> None:
-        ours.advance(rank, tick, stack=built())
-
-    return Contestant(str(stack), work, HERE, weight=stack.size)
+def _stack(stack: StackName, case: Case, images: Tensor, precision: str) -> Work:
+    runs = [run_spec(case, ours.PROTOCOL, seed, precision) for seed in range(stack.size)]
+    # Built when it is first measured: compiling takes longer than measuring.
+    built = cache(lambda: ours.updates(ours.stack_of(runs, images, stack.engine)))
+    return lambda tick: built()(tick)
 
 
-def _plain(rank: int, tick: Tick, *, case: Case, images: Tensor, tf32: bool) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = tf32
-    plain.train(rank, tick, case=case, images=images)
+def _plain(case: Case, images: Tensor, tf32: bool) -> Work:
+    training = plain.train(case, images)
+
+    def run(tick: Tick) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        training(tick)
+
+    return run
+
+
+def _synchronizer(device: torch.device) -> Callable[[], None]:
+    return partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
 
 
 def contestants(
-    case: Case, images: Tensor, bits: Tensor, sizes: tuple[int, ...], precision: str, with_pythae: bool
-) -> list[Contestant]:
+    case: Case, images: Tensor, sizes: tuple[int, ...], precision: str, with_pythae: bool
+) -> dict[str, Work]:
+    """The work of each by name; one unit of a stack's is an update of every run in it."""
     device = images.device
-    if case is NLL:
-        found = [Contestant(OURS, partial(ours.estimate_nll, images=images, bits=bits), HERE)]
-        its_work = partial(peers.estimate_nll, bits=bits, device=device)
-        plain_work = partial(plain.estimate_nll, images=images, bits=bits)
+    found: dict[str, Work] = {}
+    if case.is_nll:
+        found[OURS], found[PLAIN] = ours.nll(case, images), plain.nll(case, images)
     else:
-        found = [_stack(stack, case, images, precision) for stack in stacks(sizes, device)]
-        its_work = partial(peers.train, case=case, bits=bits, device=device)
-        plain_work = partial(_plain, case=case, images=images, tf32=precision == "tf32")
-    if with_pythae:
-        found.append(Contestant(PYTHAE, its_work, HERE))
-    return [*found, Contestant(PLAIN, plain_work, HERE)]
+        found |= {str(stack): _stack(stack, case, images, precision) for stack in stacks(sizes, device)}
+        found[PLAIN] = _plain(case, images, precision == "tf32")
+    if with_pythae and case.latent == peers.LATENT:
+        bits = binarized(images.cpu())
+        found[PYTHAE] = peers.nll(bits, device) if case.is_nll else peers.train(case, bits, device)
+    return found
 
 
 def run(
@@ -94,30 +101,28 @@ def run(
     precision: str,
     sizes: tuple[int, ...] = STACK_SIZES,
 ) -> Results:
-    grey = grey_images()
-    images, bits = grey.to(device), binarized(grey)
-    product = partial(ceiling.multiply, shape=ceiling.CUDA_SQUARE, device=device, tf32=True)
-    return hold(
-        {case: contestants(case, images, bits, sizes, precision, with_pythae) for case in cases},
-        [Contestant(TF32_PRODUCT, product, HERE, share=HALF)],
-        rounds,
-        seconds,
-        lambda contestant, _, length: rate_here(contestant.work, length, device),
-        on_progress,
-    )
+    images = training_images().to(device)
+
+    def measured(works: dict[str, Work]) -> dict[str, Measured]:
+        return {name: partial(rate_here, work, synchronize=_synchronizer(device)) for name, work in works.items()}
+
+    contests = {CEILINGS: measured({TF32_PRODUCT: ceiling.cuda_product(device, tf32=True)})}
+    for case in cases:
+        contests[case.name] = measured(contestants(case, images, sizes, precision, with_pythae))
+    return hold(contests, rounds, seconds, on_progress)
 
 
 def projected_hours(
     cohorts: list[CohortSpec], device: torch.device, on_progress: Callable[[str], None]
 ) -> dict[str, float]:
     """Hours that each experiment would train on this device, from the speed of every one of its stacks."""
-    images = grey_images().to(device)
+    images = training_images().to(device)
     hours: dict[str, float] = {}
     for cohort in cohorts:
         on_progress(f"projection, {cohort.name}")
         runs = [replace(run, train_images=len(images), continues=None) for run in cohort.runs]
         stack = ours.stack_of(runs, images)
         steps = max(run.total_steps for run in cohort.runs)
-        own = steps / rate_here(partial(ours.advance, stack=stack), PROJECTION_SECONDS, device) / 3600
+        own = steps / rate_here(ours.updates(stack), PROJECTION_SECONDS, _synchronizer(device)).wall / 3600
         hours[cohort.experiment] = hours.get(cohort.experiment, 0.0) + own
     return hours

@@ -1,9 +1,19 @@
-"""Timing work: fresh processes that all start counting together, after a warm-up."""
+"""Timing work by the clock and by the processor's time, in this process or in one that waits to be told to measure.
+
+    python -P benchmarks/measure.py MODULE:FUNCTION
+
+serves measurements of the work that `FUNCTION(case)` makes; MODULE is a module's name or a file. The project is
+imported by that alone, so that another revision's checkout, first on PYTHONPATH, can be measured by this one's clock.
+"""
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
-import multiprocessing
+import os
+import runpy
+import subprocess
 import sys
 import time
 import traceback
@@ -11,18 +21,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from pipeline.memory import keep_freed_memory
-
 WARM_UP_SHARE = 0.25
 """Of the measured seconds; the first unit of work is warm-up in any case."""
-PATIENCE_S = 120.0
-"""How long processes wait for one another before they count as hung."""
 
 Tick = Callable[[float], None]
-Work = Callable[[int, Tick], None]
-"""`work(rank, tick)` never returns: it calls `tick(units)` after so many units of work until that raises TimeUp."""
+Work = Callable[[Tick], None]
+"""`work(tick)` never returns: it calls `tick(units)` after so many units of work until that raises TimeUp."""
 
 
 class TimeUp(Exception):
@@ -30,106 +34,134 @@ class TimeUp(Exception):
 
 
 @dataclass(frozen=True)
-class Layout:
-    """How work is laid out on the machine. `keep_memory`: as pipeline's workers do; peers run as they come."""
+class Rate:
+    """Units of work per second."""
 
-    processes: int
-    threads: int
-    keep_memory: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.processes} x {self.threads}"
+    cpu: float
+    """Of processor time of the process, all its threads together."""
+    wall: float
 
 
 class Clock:
-    """The `tick` of one process."""
+    """A `tick` that measures."""
 
-    def __init__(self, seconds: float, ready: Callable[[], object], synchronize: Callable[[], None]) -> None:
-        """`ready` is called once the work is warm; `synchronize` before every reading that counts."""
+    def __init__(self, seconds: float, synchronize: Callable[[], None] | None = None) -> None:
+        """`seconds`: of processor time, so that busy neighbours shorten no measurement; with `synchronize`, which is
+        called before every reading that counts, of the clock: what is measured then works on another device.
+        """
         self._seconds = seconds
-        self._ready = ready
-        self._synchronize = synchronize
+        self._now = time.process_time if synchronize is None else time.perf_counter
+        self._synchronize = synchronize or (lambda: None)
         self._warm_at = math.nan
         self._start = math.nan
+        self._readings = (math.nan, math.nan)
         self._units = 0.0
-        self.rate = math.nan
-        """Units per second, known once the time is up."""
+        self.rate: Rate | None = None
+        """Known once the time is up."""
 
     def __call__(self, units: float) -> None:
-        now = time.perf_counter()
+        now = self._now()
         if math.isnan(self._warm_at):
             self._warm_at = now + WARM_UP_SHARE * self._seconds
         if math.isnan(self._start):
             if now >= self._warm_at:
                 self._synchronize()
-                self._ready()
-                self._start = time.perf_counter()
+                self._readings = time.perf_counter(), time.process_time()
+                self._start = self._now()
             return
         self._units += units
         if now - self._start >= self._seconds:
             self._synchronize()
-            self.rate = self._units / (time.perf_counter() - self._start)
+            wall, cpu = time.perf_counter() - self._readings[0], time.process_time() - self._readings[1]
+            self.rate = Rate(self._units / cpu, self._units / wall)
             raise TimeUp
 
 
-def rate_here(work: Work, seconds: float, device: torch.device) -> float:
-    """Units of work per second in this process."""
-
-    def synchronize() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    clock = Clock(seconds, lambda: None, synchronize)
+def rate_here(work: Work, seconds: float, synchronize: Callable[[], None] | None = None) -> Rate:
+    """Measure work in this process; arguments as of `Clock`."""
+    clock = Clock(seconds, synchronize)
     try:
-        work(0, clock)
+        work(clock)
     except TimeUp:
+        assert clock.rate is not None
         return clock.rate
     raise AssertionError("the work ended before its time was up")
 
 
-def _child(work: Work, rank: int, seconds: float, layout: Layout, barrier: Any, connection: Any) -> None:
-    try:
-        if layout.keep_memory:
-            keep_freed_memory()
-        torch.set_num_threads(layout.threads)
-        clock = Clock(seconds, lambda: barrier.wait(PATIENCE_S), lambda: None)
+class Failed(Exception):
+    """A contestant cannot do a case; the text says why, in a line."""
+
+
+class Contestants:
+    """One or more processes, each of which measures the same entry when asked: all at the same time."""
+
+    def __init__(self, entry: str, environment: dict[str, str], processes: int = 1) -> None:
+        """`entry`: `module:function`, with `function(case) -> Work`; what `case` is, is between it and the caller."""
+        command = [sys.executable, "-P", __file__, entry]
+        self._processes = [
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+            )
+            for _ in range(processes)
+        ]
+
+    def rate(self, case: Any, seconds: float) -> Rate:
+        """Of one process on average in processor time, of all together by the clock.
+
+        Raises: Failed with what the work raised.
+        """
+        for process in self._processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps([case, seconds]) + "\n")
+            process.stdin.flush()
+        answers = [self._answer(process) for process in self._processes]
+        if failures := [answer["error"] for answer in answers if "error" in answer]:
+            raise Failed(failures[0])
+        return Rate(sum(a["cpu"] for a in answers) / len(answers), sum(a["wall"] for a in answers))
+
+    @staticmethod
+    def _answer(process: subprocess.Popen[str]) -> dict[str, Any]:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        if not line:
+            return {"error": f"its process ended with code {process.wait()}, as when it is killed or out of memory"}
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+
+def _function(module: str, name: str) -> Any:
+    """From a module by its name or by its file."""
+    if module.endswith(".py"):
+        return runpy.run_path(module)[name]
+    return getattr(importlib.import_module(module), name)
+
+
+def serve(entry: str) -> None:
+    """Answer each line `[case, seconds]` on stdin with a line of JSON on stdout; keep what was built for a case."""
+    # What libraries print must not come between the answers.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    module, _, function = entry.rpartition(":")
+    built: dict[str, Work] = {}
+    for line in sys.stdin:
+        case, seconds = json.loads(line)
         try:
-            work(rank, clock)
-        except TimeUp:
-            connection.send(clock.rate)
-    except Exception:
-        barrier.abort()
-        connection.send(traceback.format_exc())
+            key = json.dumps(case)
+            if key not in built:
+                built[key] = _function(module, function)(case)
+            rate = rate_here(built[key], seconds)
+            answer: dict[str, Any] = {"cpu": rate.cpu, "wall": rate.wall}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
 
 
-def rate(work: Work, seconds: float, layout: Layout) -> float:
-    """Units of work per second of all processes together, on the CPU.
-
-    Raises: RuntimeError with the traceback of a process that failed.
-    """
-    # As pipeline.workers: fork shares the imported torch and the images; macOS cannot fork safely.
-    context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    barrier = context.Barrier(layout.processes)
-    children = []
-    for rank in range(layout.processes):
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_child, args=(work, rank, seconds, layout, barrier, theirs), daemon=True)
-        process.start()
-        theirs.close()
-        children.append((process, ours))
-    total = 0.0
-    failures = []
-    for process, connection in children:
-        try:
-            result = connection.recv()
-        except EOFError:
-            barrier.abort()
-            result = "a measuring process was killed, or ran out of memory"
-        process.join()
-        if isinstance(result, str):
-            failures.append(result)
-        else:
-            total += result
-    if failures:
-        raise RuntimeError("\n".join(failures))
-    return total
+if __name__ == "__main__":
+    serve(sys.argv[1])

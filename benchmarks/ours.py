@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
+import torch
 from torch import Tensor
 
-from benchmarks.cases import NLL_SAMPLES, TRAINING, Case, run_spec
-from benchmarks.measure import Tick
+from benchmarks.cases import NLL_SAMPLES, Case, binarized, run_spec, training_images
+from benchmarks.measure import Tick, Work
+from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
-from pipeline.spec import RunSpec
-from pipeline.training.device_stack import stack_for
+from pipeline.experiments.spec import RunSpec
+from pipeline.models import compiled_step
+from pipeline.models.networks import Parameters
+from pipeline.records.run_folder import Job
+from pipeline.training.compiled_stack import CompiledStack, why_not_compiled
+from pipeline.training.engines import stack_for
 from pipeline.training.stack import Stack
-from pipeline.training.state import Job
 from pipeline.training.train import initial_state
+from pipeline.work.memory import keep_freed_memory
 
+PROTOCOL = "published-code"
 BOUND_SAMPLES = 64
 """The bound that the evaluation reports beside the NLL."""
 
@@ -25,27 +36,70 @@ def stack_of(runs: list[RunSpec], images: Tensor, engine: str = "auto") -> Stack
     return stack_for(runs, states, images, engine)
 
 
-def advance(rank: int, tick: Tick, *, stack: Stack) -> None:
-    """Units: stacked steps."""
-    while True:
-        stack.advance(stack.steps_between_checks)
-        tick(stack.steps_between_checks)
+def compiled_stack(case: Case, images: Tensor, precision: str = "float32") -> Stack:
+    """A run of the compiled step. Raises: RuntimeError where it cannot be had."""
+    run = run_spec(case, PROTOCOL, seed=0, precision=precision)
+    why = why_not_compiled([run])
+    if why is not None:
+        raise RuntimeError(why)
+    return CompiledStack([run], [initial_state(Job(run, "", Path(), None), images)], images)
 
 
-def train(rank: int, tick: Tick, *, case: Case, images: Tensor, protocol_name: str) -> None:
-    """Units: steps of one run; each process has its own."""
-    advance(rank, tick, stack=stack_of([run_spec(case, protocol_name, seed=rank)], images))
+def updates(stack: Stack) -> Work:
+    """Units: updates of every run of a stack."""
+
+    def run(tick: Tick) -> None:
+        while True:
+            stack.advance(stack.steps_between_checks)
+            tick(stack.steps_between_checks)
+
+    return run
 
 
-def estimate_nll(rank: int, tick: Tick, *, images: Tensor, bits: Tensor) -> None:
-    """Units: images, under the initial weights of a run. `bits`: `images` binarized, on any device."""
-    stack = stack_of([run_spec(TRAINING[0], "published-code", seed=rank)], images)
+def nll(case: Case, images: Tensor) -> Work:
+    """Units: images, under the initial weights of a run."""
+    stack = stack_of([run_spec(case, PROTOCOL, seed=0)], images)
+    p = Parameters(case.latent, stack.buffers.flat)
+    x = Images(binarized(images.cpu()).to(images.device), torch.arange(len(images), device=images.device))
     block = BLOCKS[images.device.type]
     share = block.images * block.samples / NLL_SAMPLES
-    likelihoods(
-        model_log_weights(stack.parameters, rank),
-        bits.to(images.device),
-        NLL_SAMPLES,
-        BOUND_SAMPLES,
-        between_passes=lambda: tick(share),
-    )
+
+    def run(tick: Tick) -> None:
+        likelihoods(model_log_weights(p, 0), x, NLL_SAMPLES, BOUND_SAMPLES, between_passes=lambda: tick(share))
+
+    return run
+
+
+def _by_default(case: Case, images: Tensor) -> Stack:
+    return stack_of([run_spec(case, PROTOCOL, seed=0)], images)
+
+
+def _all_rows(case: Case, images: Tensor) -> Stack:
+    """With the backward pass of every sample, however small its weight."""
+    with patch.object(compiled_step, "LEAST_WEIGHT", 0.0):
+        return compiled_stack(case, images)
+
+
+DEFAULT = "ours"
+VARIANTS: dict[str, Callable[[Case, Tensor], Stack]] = {
+    DEFAULT: _by_default,
+    "ours, all rows": _all_rows,
+    "ours, bfloat16 backward": partial(compiled_stack, precision="bfloat16-backward"),
+    "ours, bfloat16": partial(compiled_stack, precision="bfloat16"),
+}
+"""Ways to train."""
+
+
+def work(value: dict[str, Any]) -> Work:
+    """Units: updates or images, on the CPU. `value`: the fields of a case, and perhaps the `variant`.
+
+    Raises: RuntimeError for a variant that cannot be had, and for those of training where the case is the likelihood.
+    """
+    variant = value.pop("variant", DEFAULT)
+    case, images = Case.of(value), training_images()
+    keep_freed_memory()
+    if not case.is_nll:
+        return updates(VARIANTS[variant](case, images))
+    if variant != DEFAULT:
+        raise RuntimeError("it is a way to train")
+    return nll(case, images)

@@ -16,27 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import LATENT, NLL_SAMPLES, TRAINING, Case
-from benchmarks.measure import Tick
-from pipeline.spec import BATCH_SIZE
+from benchmarks.cases import LATENTS, NLL_SAMPLES, Case, binarized, training_images
+from benchmarks.measure import Tick, Work
+from pipeline.experiments.spec import BATCH_SIZE
 
-INSTALL = "pip install -e '.[bench]'"
+LATENT = LATENTS[0]
 EPOCHS = 1_000_000
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-4}
 SAMPLES_PER_BATCH = 500
 """Of `get_nll`: its default is 100; from there to 1000 it is as fast, at 5000 slower."""
 
 
-def version() -> str | None:
-    """Of the pythae installed here; None without one."""
-    return importlib.metadata.version("pythae") if importlib.util.find_spec("pythae") else None
-
-
-def load() -> None:
-    """Import pythae ahead of the processes that are forked, which then need not."""
-    with _quiet():
-        for name in ("models", "pipelines", "trainers", "data.datasets"):
-            importlib.import_module(f"pythae.{name}")
+def missing() -> str | None:
+    """Why it cannot be measured here."""
+    return None if importlib.util.find_spec("pythae") else "pythae is not installed: pip install -e '.[bench]'"
 
 
 @contextlib.contextmanager
@@ -86,16 +79,23 @@ def _networks() -> tuple[nn.Module, nn.Module]:
     return Encoder(), Decoder()
 
 
-def _model(case: Case) -> Any:
+SHARED = {"input_dim": (784,), "latent_dim": LATENT[0], "reconstruction_loss": "bce"}
+
+
+def _vae() -> Any:
     models: Any = importlib.import_module("pythae.models")
-    shared = {"input_dim": (784,), "latent_dim": LATENT[0], "reconstruction_loss": "bce"}
-    encoder, decoder = _networks()
+    return models.VAE(models.VAEConfig(**SHARED), *_networks())
+
+
+def _model(case: Case) -> Any:
     if case.objective == "vae":
-        return models.VAE(models.VAEConfig(**shared), encoder, decoder)
+        return _vae()
+    models: Any = importlib.import_module("pythae.models")
+    encoder, decoder = _networks()
     if case.objective == "iwae":
-        return models.IWAE(models.IWAEConfig(**shared, number_samples=case.K), encoder, decoder)
+        return models.IWAE(models.IWAEConfig(**SHARED, number_samples=case.K), encoder, decoder)
     kind = case.objective.upper()
-    config = getattr(models, f"{kind}Config")(**shared, number_samples=case.K, number_gradient_estimates=case.M)
+    config = getattr(models, f"{kind}Config")(**SHARED, number_samples=case.K, number_gradient_estimates=case.M)
     return getattr(models, kind)(config, encoder, decoder)
 
 
@@ -128,25 +128,42 @@ def _callback(tick: Tick) -> Any:
     return Ticks()
 
 
-def train(rank: int, tick: Tick, *, case: Case, bits: Tensor, device: torch.device) -> None:
-    """Units: steps. `bits`: its data set, [N, 784] in {0, 1}, binarized once and for all."""
+def train(case: Case, bits: Tensor, device: torch.device) -> Work:
+    """Units: updates. `bits`: its data set, [N, 784] in {0, 1}, binarized once and for all."""
     pipelines: Any = importlib.import_module("pythae.pipelines")
     datasets: Any = importlib.import_module("pythae.data.datasets")
-    torch.manual_seed(rank)
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
-        pipeline = pipelines.TrainingPipeline(
-            model=_model(case), training_config=_training_config(case, folder, device)
-        )
-        data = datasets.BaseDataset(bits, torch.zeros(len(bits)))
-        pipeline(train_data=data, callbacks=[_callback(tick)])
+
+    def run(tick: Tick) -> None:
+        torch.manual_seed(0)
+        with _quiet(), tempfile.TemporaryDirectory() as folder:
+            config = _training_config(case, folder, device)
+            pipeline = pipelines.TrainingPipeline(model=_model(case), training_config=config)
+            data = datasets.BaseDataset(bits, torch.zeros(len(bits)))
+            pipeline(train_data=data, callbacks=[_callback(tick)])
+
+    return run
 
 
-@torch.no_grad()
-def estimate_nll(rank: int, tick: Tick, *, bits: Tensor, device: torch.device) -> None:
+def nll(bits: Tensor, device: torch.device) -> Work:
     """Units: images."""
-    torch.manual_seed(rank)
+
+    @torch.no_grad()
+    def run(tick: Tick) -> None:
+        torch.manual_seed(0)
+        with _quiet():
+            model = _vae().to(device)
+            for image in bits.to(device).split(1):
+                model.get_nll(image, n_samples=NLL_SAMPLES, batch_size=SAMPLES_PER_BATCH)
+                tick(1)
+
+    return run
+
+
+def work(value: dict[str, Any]) -> Work:
+    """Units: updates or images, on the CPU."""
+    case = Case.of(value)
+    if case.latent != LATENT:
+        raise RuntimeError("its networks have one stochastic layer")
     with _quiet():
-        model = _model(TRAINING[0]).to(device)
-        for image in bits.to(device).split(1):
-            model.get_nll(image, n_samples=NLL_SAMPLES, batch_size=SAMPLES_PER_BATCH)
-            tick(1)
+        bits, device = binarized(training_images()), torch.device("cpu")
+        return nll(bits, device) if case.is_nll else train(case, bits, device)

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cases import CASES, NLL_SAMPLES, Case, run_spec
-from benchmarks.table import aligned
+from benchmarks.cases import CASES, NLL_SAMPLES, TRAINING, Case, run_spec
+from benchmarks.table import markdown
 from pipeline.data.datasets import load_dataset
-from pipeline.evaluation.evaluate import evaluate_weights
-from pipeline.spec import EvaluationSpec
-from pipeline.training.state import WEIGHTS, Job, read_weights
+from pipeline.evaluation.evaluate import Material, evaluate_weights
+from pipeline.experiments.spec import EvaluationSpec
+from pipeline.records.run_folder import WEIGHTS, Job, read_weights
 from pipeline.training.train import train
 
 TRAIN_IMAGES = 59_600
@@ -36,7 +36,7 @@ def log_p_hat(
         run_spec(case, "published-code", seed=0, precision=precision), train_images=TRAIN_IMAGES, max_steps=steps
     )
     spec = EvaluationSpec(
-        seed=123, num_samples=NLL_SAMPLES, bound_samples=64, test_images=test_images, train_images=0, pruned=False
+        seed=123, num_samples=NLL_SAMPLES, bound_samples=64, test_images=test_images, train_images=0, pruned_images=0
     )
     with tempfile.TemporaryDirectory() as folder:
         job = Job(run, "run", Path(folder) / "run", None)
@@ -44,14 +44,16 @@ def log_p_hat(
         train([job], torch.from_numpy(dataset.train_images), {}, lambda _: None, lambda: False, 1e9)
         seconds = time.monotonic() - start
         flat = read_weights(job.finished / WEIGHTS, run.latent)
-    metrics, arrays = evaluate_weights(flat, run, spec, dataset.train_images, dataset.test_bits)
+    metrics, arrays = evaluate_weights(
+        flat, run, spec, Material(dataset.train_images, dataset.test_bits, dataset.test_images)
+    )
     return arrays["log_p_hat"], metrics["active_units_1"], seconds
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--precision", choices=("bfloat16", "tf32"), default="bfloat16")
-    parser.add_argument("--cases", nargs="+", choices=[name for name in CASES if name != "nll"], default=["k1", "k50"])
+    parser.add_argument("--cases", nargs="+", choices=[case.name for case in TRAINING], default=["k1-1L", "k50-1L"])
     parser.add_argument("--steps", type=int, default=38_740, help="updates (default: 13 epochs)")
     parser.add_argument("--images", type=int, default=1000, help="test images (default: %(default)s)")
     parser.add_argument("--data", type=Path, default=Path("data/binarized/mnist"))
@@ -70,7 +72,7 @@ def main() -> None:
             nll = f"{-own.mean(dtype=np.float64):.3f}"
             rows.append([CASES[name].title, precision, nll, *cells, f"{active:.0f}", f"{seconds:.0f}"])
             print(f"{CASES[name].title}, {precision}: {nll}", flush=True)
-    print(aligned(rows))
+    print(markdown(rows))
 
 
 if __name__ == "__main__":

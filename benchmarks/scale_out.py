@@ -19,11 +19,11 @@ from statistics import median
 
 import torch
 
-from pipeline import scale_out
-from pipeline.cohorts import COHORTS, binarized, load_cohorts, load_evaluation, results_folder
-from pipeline.device import Machine
-from pipeline.launcher import Project
-from pipeline.spec import CohortSpec, EvaluationSpec
+from pipeline.experiments.cohorts import COHORTS, binarized, load_cohorts, load_evaluation, results_folder
+from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.launch import cluster as driver
+from pipeline.launch.launcher import Project
+from pipeline.work.machine import Machine
 
 SOURCE = "quick/burda-table1-mnist-1L-T5"
 
@@ -49,13 +49,13 @@ def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int
         try:
             binarized("mnist").parent.mkdir(parents=True)
             binarized("mnist").symlink_to(data)
-            cluster.add_node(num_cpus=workers, node_ip_address=scale_out.LOOPBACK, include_dashboard=False)
+            cluster.add_node(num_cpus=workers, node_ip_address=driver.LOOPBACK, include_dashboard=False)
             every = {cohort.key: cohort for cohort in made}
             machine = Machine(torch.device("cpu"), 1, 30.0)
             project = Project(every, dict.fromkeys(every, evaluation), made, Path(".store"), machine)
             start = time.monotonic()
             with redirect_stdout(StringIO()):
-                status = scale_out.run(project, cluster.address, "cpu", 1)
+                status = driver.run(project, cluster.address, "cpu", 1)
             wall = time.monotonic() - start
             assert status == 0
             worked = 0.0
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    os.environ[scale_out.LOOPBACK_VARIABLE] = "0"
+    os.environ[driver.LOOPBACK_VARIABLE] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     made, evaluation = cohorts(arguments.tasks, arguments.steps)
     walls = {}

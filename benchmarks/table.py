@@ -1,121 +1,178 @@
-"""The results as text."""
+"""The results as Markdown."""
 
 from __future__ import annotations
 
-from benchmarks import cpu, gpu
-from benchmarks.cases import CASES, NLL, unit_flops
+from benchmarks import ceiling, cpu, gpu, kernels, ours
+from benchmarks.cases import CASES, unit_flops
 from benchmarks.contest import Results, Spread, ratios
+from benchmarks.measure import Rate
 
-Rates = dict[str, list[float]]
-MISSING = "-"
+MISSING = "–"
+SLOW = 0.5
+"""Of the peak: products below it are named."""
 
 
-def aligned(rows: list[list[str]]) -> str:
-    """Columns two spaces apart, the first to the left, the rest to the right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = (
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
-        for row in rows
-    )
-    return "\n".join(lines)
+def markdown(rows: list[list[str]]) -> str:
+    """The first row is the head; the first column stands to the left, the rest to the right."""
+    head, *body = rows
+    rule = ["---", *["--:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in (head, rule, *body))
 
 
 def _number(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
-def _rate(rates: Rates, name: str) -> str:
-    return _number(Spread.of(rates[name]).median) if name in rates else MISSING
-
-
-def _ratio(rates: Rates, numerator: str, denominator: str) -> str:
-    if numerator not in rates or denominator not in rates:
-        return MISSING
-    spread = Spread.of(ratios(rates[numerator], rates[denominator]))
-    return f"{spread.median:.2f} ({spread.low:.2f}-{spread.high:.2f})"
-
-
-def _fraction(case_name: str, rates: list[float], ceiling: list[float]) -> str:
-    own = [rate * unit_flops(CASES[case_name]) for rate in rates]
-    return f"{Spread.of(ratios(own, ceiling)).median:.1%}"
-
-
-def _unit(case_name: str) -> str:
-    return "images/s" if case_name == NLL.name else "steps/s"
-
-
-def cpu_tables(results: Results) -> str:
-    head = ["case", "unit", "ours", "pythae", "ours / pythae", "plain", "ours / plain", "of product rate"]
-    more = ["case", "ours, 1 process", "ours, paper", "paper / code", "pythae, every core", "ours / that", "layouts"]
-    first, second = [head], [more]
-    for name, rates in results.rates.items():
-        title = CASES[name].title
-        first.append(
-            [
-                title,
-                _unit(name),
-                _rate(rates, cpu.OURS),
-                _rate(rates, cpu.PYTHAE),
-                _ratio(rates, cpu.OURS, cpu.PYTHAE),
-                _rate(rates, cpu.PLAIN),
-                _ratio(rates, cpu.OURS, cpu.PLAIN),
-                _fraction(name, rates[cpu.OURS], results.ceilings[cpu.PRODUCT]),
-            ]
-        )
-        chosen = results.layouts[name]
-        second.append(
-            [
-                title,
-                _rate(rates, cpu.OURS_ALONE),
-                _rate(rates, cpu.OURS_PAPER),
-                _ratio(rates, cpu.OURS_PAPER, cpu.OURS),
-                _rate(rates, cpu.PYTHAE_APART),
-                _ratio(rates, cpu.OURS, cpu.PYTHAE_APART),
-                ", ".join(f"{who} {chosen[who]}" for who in (cpu.OURS, cpu.PYTHAE, cpu.PLAIN) if who in chosen),
-            ]
-        )
-    note = (
-        "Medians over the rounds; ratios are medians (lowest-highest) of the ratios within each round. steps/s: steps\n"
-        "times runs, whole machine, float32. layouts: processes x threads, the fastest of those tried."
+def _spread(values: list[float], form: str | None = None) -> str:
+    """`median (lowest to highest)`."""
+    spread = Spread.of(values)
+    median, low, high = (
+        _number(v) if form is None else f"{v:{form}}" for v in (spread.median, spread.low, spread.high)
     )
-    return "\n\n".join([aligned(first), aligned(second), _cpu_ceilings(results), note])
+    return f"{median} ({low} to {high})"
 
 
-def _cpu_ceilings(results: Results) -> str:
-    median = {name: Spread.of(values).median for name, values in results.ceilings.items()}
-    return (
-        f"matrix product 1000x200x784: {median[cpu.PRODUCT] / 1e9:.0f} GFLOP/s on all cores,"
-        f" {median[cpu.PRODUCT_ALONE] / 1e9:.0f} on one alone\n"
-        f"memory copy, read + written: {median[cpu.COPY] / 1e9:.1f} GB/s on all cores,"
-        f" {median[cpu.COPY_ALONE] / 1e9:.1f} on one alone"
-    )
+def _cpu(rates: list[Rate]) -> list[float]:
+    return [rate.cpu for rate in rates]
+
+
+def _wall(rates: list[Rate]) -> list[float]:
+    return [rate.wall for rate in rates]
+
+
+def _contestants(results: Results) -> list[str]:
+    """In the order in which they were measured, those with a rate in some case."""
+    found: dict[str, None] = {}
+    for case in CASES:
+        found |= dict.fromkeys(results.rates.get(case, {}))
+    return list(found)
+
+
+def _by_case(results: Results, names: list[str], cell: object) -> list[list[str]]:
+    assert callable(cell)
+    return [
+        [CASES[case].title, *(cell(case, rates, name) if name in rates else MISSING for name in names)]
+        for case, rates in results.rates.items()
+        if case in CASES
+    ]
+
+
+def _titles(names: list[str], against: str | None) -> list[str]:
+    return [f"ours at {against}" if name == cpu.AGAINST else name for name in names]
+
+
+def cpu_tables(results: Results, against: str | None = None) -> str:
+    """Rates by processor time and by the clock, ours beside each of the others, and the machine's ceilings."""
+    everyone = _contestants(results)
+    ways = [name for name in everyone if name in ours.VARIANTS]
+    others = [name for name in everyone if name not in ours.VARIANTS]
+    machine = results.rates.get(cpu.CEILINGS, {})
+    titles = _titles(everyone, against)
+
+    def rate(case: str, rates: dict[str, list[Rate]], name: str) -> str:
+        return _spread(_cpu(rates[name]))
+
+    def wall(case: str, rates: dict[str, list[Rate]], name: str) -> str:
+        return _number(Spread.of(_wall(rates[name])).median)
+
+    def share(case: str, rates: dict[str, list[Rate]], name: str) -> str:
+        flops = [rate.cpu * unit_flops(CASES[case]) for rate in rates[name]]
+        return f"{Spread.of(ratios(flops, _cpu(machine[ceiling.FMA]))).median:.0%}"
+
+    parts = [
+        "Updates (of the NLL: images) per second of processor time; medians over the rounds, lowest to highest.",
+        markdown([["case", *titles], *_by_case(results, everyone, rate)]),
+        "The same by the clock, medians.",
+        markdown([["case", *titles], *_by_case(results, everyone, wall)]),
+    ]
+    for variant in ways:
+        if others:
+            parts += [
+                f"How many times as fast as each other is {variant}; by processor time, within each round.",
+                markdown([["case", *_titles(others, against)], *_by_case(results, others, _ratio_to(variant))]),
+            ]
+    if ceiling.FMA in machine:
+        parts += [
+            "Share of the peak of float32 multiply-adds that the matrix products of the case make up (rows left out"
+            " of the backward pass count as if they were computed).",
+            markdown([["case", *titles], *_by_case(results, everyone, share)]),
+        ]
+    if machine:
+        parts += ["One core at its best.", _machine_table(machine)]
+    if ceiling.FMA in machine and cpu.KERNELS in results.rates:
+        parts += _kernels(results.rates[cpu.KERNELS], machine)
+    return "\n\n".join(parts + _failures(results, against))
+
+
+def _ratio_to(variant: str) -> object:
+    def cell(case: str, rates: dict[str, list[Rate]], name: str) -> str:
+        if variant not in rates:
+            return MISSING
+        return _spread(ratios(_cpu(rates[variant]), _cpu(rates[name])), ".2f")
+
+    return cell
+
+
+def _machine_table(machine: dict[str, list[Rate]]) -> str:
+    rows = [["what", "per second of processor time"]]
+    for name, rates in machine.items():
+        unit = "GFLOP/s" if name in ceiling.OPERATIONS else "GB/s"
+        rows.append([name, f"{_spread([rate / 1e9 for rate in _cpu(rates)])} {unit}"])
+    return markdown(rows)
+
+
+def _kernels(rates: dict[str, list[Rate]], machine: dict[str, list[Rate]]) -> list[str]:
+    """Products of the compiled step, each beside the peak of its precision, and those that are far below it."""
+    rows = [["product of the compiled step", "GFLOP/s", "share of the peak"]]
+    slow = []
+    for name, own in rates.items():
+        peak = machine[ceiling.BFLOAT16 if name.endswith(kernels.BFLOAT16_SUFFIX) else ceiling.FMA]
+        share = Spread.of(ratios(_cpu(own), _cpu(peak))).median
+        rows.append([name, _spread([rate / 1e9 for rate in _cpu(own)]), f"{share:.0%}"])
+        if share < SLOW:
+            slow.append(name)
+    warning = f"Below {SLOW:.0%} of the peak (a spilled register tile looks so): {'; '.join(slow)}."
+    return [markdown(rows), *([warning] if slow else [])]
+
+
+def _failures(results: Results, against: str | None) -> list[str]:
+    """A line for each reason for which something was not measured."""
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for case, failures in results.failures.items():
+        for name, reason in failures.items():
+            (title,) = _titles([name], against)
+            reasons.setdefault((title, reason), []).append(CASES[case].title if case in CASES else case)
+    return [f"Not measured: {title} ({', '.join(cases)}): {reason}." for (title, reason), cases in reasons.items()]
 
 
 def gpu_tables(results: Results, hours: dict[str, float]) -> str:
-    rows = [
-        ["case", "unit", "engine", "R", "us / stacked step", "ours", "ours / plain", "ours / pythae", "of TF32 rate"]
-    ]
-    for name, rates in results.rates.items():
+    """Rates by the clock of stacks of several runs, and the hours that the papers' experiments would take."""
+    rows = [["case", "engine", "R", "us / stacked update", "ours", "ours / plain", "ours / pythae", "of TF32 rate"]]
+    peak = _wall(results.rates[gpu.CEILINGS][gpu.TF32_PRODUCT])
+    for case, rates in results.rates.items():
         for who in (who for who in rates if who.startswith(gpu.OURS)):
-            stack = None if name == NLL.name else gpu.StackName.of(who)
-            median = Spread.of(rates[who]).median
+            stack = None if CASES[case].is_nll else gpu.StackName.of(who)
+            size = 1 if stack is None else stack.size
+            own = [rate * size for rate in _wall(rates[who])]
+            median = Spread.of(own).median
+            flops = [rate * unit_flops(CASES[case]) for rate in own]
             rows.append(
                 [
-                    CASES[name].title,
-                    _unit(name),
+                    CASES[case].title,
                     MISSING if stack is None else stack.engine,
-                    MISSING if stack is None else str(stack.size),
-                    MISSING if stack is None else _number(1e6 * stack.size / median),
-                    _rate(rates, who),
-                    _ratio(rates, who, gpu.PLAIN),
-                    _ratio(rates, who, gpu.PYTHAE),
-                    _fraction(name, rates[who], results.ceilings[gpu.TF32_PRODUCT]),
+                    MISSING if stack is None else str(size),
+                    MISSING if stack is None else _number(1e6 * size / median),
+                    _number(median),
+                    *(
+                        _spread(ratios(own, _wall(rates[peer])), ".2f") if peer in rates else MISSING
+                        for peer in (gpu.PLAIN, gpu.PYTHAE)
+                    ),
+                    f"{Spread.of(ratios(flops, peak)).median:.0%}",
                 ]
             )
-    peak = Spread.of(results.ceilings[gpu.TF32_PRODUCT]).median / 1e12
-    parts = [aligned(rows), f"matrix product 4096x4096x4096 in TF32: {peak:.1f} TFLOP/s"]
+    parts = [markdown(rows), f"Matrix product 4096x4096x4096 in TF32: {Spread.of(peak).median / 1e12:.1f} TFLOP/s."]
     if hours:
         projected = [[experiment, f"{value:.1f}"] for experiment, value in hours.items()]
         total = ["all", f"{sum(hours.values()):.1f}"]
-        parts.append(aligned([["experiment, scale paper", "hours"], *projected, total]))
-    return "\n\n".join(parts)
+        parts.append(markdown([["experiment, scale paper", "hours"], *projected, total]))
+    return "\n\n".join(parts + _failures(results, None))

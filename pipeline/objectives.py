@@ -17,13 +17,20 @@ To add an estimator: write a function `log_w [M, K, batch] -> Weights` and give 
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from pipeline.errors import UserError
+
+NAME = r"[a-z0-9-]+"
 
 
 class Weights(NamedTuple):
@@ -48,6 +55,8 @@ class Objective:
     source: str
     encoder_bound: Callable[..., Tensor] | None = None
     parameter: str | None = None
+    between: tuple[float, float] = (-100.0, 100.0)
+    """What the parameter may be; far out, log w times it is beyond float32."""
     single_M: bool = False
     """Defined for one group of samples only (M = 1)."""
     single_K: bool = False
@@ -175,12 +184,66 @@ OBJECTIVES: dict[str, Objective] = {
     "vae": Objective(vae, elbo, BURDA, single_K=True),
     "iwae": Objective(miwae, miwae_bound, BURDA, single_M=True),
     "miwae": Objective(miwae, miwae_bound, RAINFORTH),
-    "ciwae": Objective(ciwae, ciwae_bound, RAINFORTH, parameter="beta", single_M=True),
+    "ciwae": Objective(ciwae, ciwae_bound, RAINFORTH, parameter="beta", between=(0.0, 1.0), single_M=True),
     "piwae": Objective(piwae, iwae_bound_over_all, RAINFORTH, encoder_bound=miwae_bound),
     "stl": Objective(stl, miwae_bound, ROEDER, single_M=True, drops_score=True),
     "iwae-dreg": Objective(iwae_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
     "rws-dreg": Objective(rws_dreg, miwae_bound, TUCKER, single_M=True, drops_score=True),
-    "dreg": Objective(dreg, dreg_bound, TUCKER, parameter="alpha", single_M=True, drops_score=True),
+    "dreg": Objective(dreg, dreg_bound, TUCKER, parameter="alpha", between=(0.0, 1.0), single_M=True, drops_score=True),
     "vr": Objective(vr, vr_bound, LI, parameter="alpha", single_M=True),
     "vr-max": Objective(vr_max, vr_max_bound, LI, single_M=True),
 }
+
+
+@lru_cache
+def fingerprint(name: str, M: int, K: int, parameter: float | None = None) -> str:
+    """16 hexadecimal digits that name what an estimator computes: its three weightings and its bound.
+
+    They are taken on one fixed matrix of log-weights, [M, K, 3], and rounded to 8 decimals: another formula is another
+    fingerprint, another way to write it is not. Estimators that are the same (VAE and IWAE at K = 1) share theirs.
+    """
+    objective, args = OBJECTIVES[name], () if parameter is None else (parameter,)
+    log_w = (4 * torch.sin(torch.arange(1, 3 * M * K + 1, dtype=torch.float64))).view(M, K, 3)
+    parts = torch.cat([part.flatten() for part in (*objective.weights(log_w, *args), objective.bound(log_w, *args))])
+    # The shift keeps what weights often are, fractions such as 1 / 1024, away from the edges of rounding.
+    rounded = torch.floor(1e8 * parts + 0.37).long().tolist()
+    return hashlib.sha256(repr(rounded).encode()).hexdigest()[:16]
+
+
+def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
+    """Try an estimator on a few log-weights before anything is trained with it.
+
+    Raises: UserError naming it, when there is no such estimator or it does not give what a step needs.
+    """
+    where = f"pipeline/objectives.py: OBJECTIVES[{name!r}]"
+    if not re.fullmatch(NAME, name):
+        raise UserError(f"{where}: a name becomes a folder's: lower-case letters, digits and - alone")
+    if name not in OBJECTIVES:
+        raise UserError(f"unknown objective {name!r}; allowed: {', '.join(OBJECTIVES)}")
+    entry = OBJECTIVES[name]
+    args = () if parameter is None else (parameter,)
+    batch = 3
+    shape = (M, K, batch)
+    log_w = torch.linspace(-3, 3, M * K * batch).sin().view(shape)
+
+    def checked(what: str, value: object, expected: tuple[int, ...]) -> None:
+        if not isinstance(value, Tensor) or tuple(value.shape) != expected:
+            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where}: {what} is to be a tensor {list(expected)} for log_w {list(shape)}, not {found}")
+        if not value.isfinite().all():
+            raise UserError(f"{where}: {what} is not finite for log_w between -1 and 1")
+
+    try:
+        weights = entry.weights(log_w, *args)
+        bounds = {"bound": entry.bound(log_w, *args)}
+        if entry.encoder_bound is not None:
+            bounds["encoder_bound"] = entry.encoder_bound(log_w, *args)
+    except Exception as error:  # whatever a function of the user's raises
+        told = " ".join(str(error).split())
+        raise UserError(f"{where}: raises {type(error).__name__} for log_w {list(shape)}: {told}") from error
+    if not isinstance(weights, Weights):
+        raise UserError(f"{where}: gives {type(weights).__name__} instead of Weights(theta, path, score)")
+    for part, value in weights._asdict().items():
+        checked(part, value, shape)
+    for what, value in bounds.items():
+        checked(what, value, (batch,))

@@ -8,11 +8,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pipeline.cohorts import COHORTS
-from pipeline.config import load_params
 from pipeline.errors import UserError
-from pipeline.grid import PARAMS, check_in_step
-from pipeline.workers import Stopped
+from pipeline.experiments.cohorts import COHORTS
+from pipeline.experiments.grid import PARAMS, check_in_step
+from pipeline.experiments.params import load_params
+from pipeline.files import disk_error
+from pipeline.work.workers import Stopped
 
 FORCE_VARIABLE = "FORCE"
 
@@ -30,12 +31,20 @@ def run_stage(main: Callable[[], None], needs_params: bool = True) -> NoReturn:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     except OSError as error:
-        print(f"error: {error.filename or 'the disk'}: {error.strerror}; mend it, then run again", file=sys.stderr)
+        print(f"error: {disk_error(error.filename or 'the disk', 'used', error)}", file=sys.stderr)
         sys.exit(1)
     except (Stopped, KeyboardInterrupt):
         print("stopped: what was done is on disk; the next `dvc repro` goes on from there", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     sys.exit(0)
+
+
+def known_scale(name: str) -> str:
+    """Raises: UserError when params.yaml has no such scale."""
+    known = load_params(PARAMS).scales
+    if name not in known:
+        raise UserError(f"{name}: no such scale in {PARAMS}; choose one of {', '.join(known)}")
+    return name
 
 
 def asked_for(variable: str) -> bool:

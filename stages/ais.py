@@ -1,6 +1,10 @@
 """A second opinion on a trained run's likelihood: annealed importance sampling beside the importance-weighted estimate.
 
     python -m stages.ais quick/burda-table1-mnist-1L-T50 iwae-M1-K50-s0 --images 20 --steps 1000 --chains 16
+    python -m stages.ais paper
+
+The second form takes VAE k = 1 and IWAE k = 50 of Burda's Table 1 at every dataset and depth of a scale, as far as they
+are trained and were not done before: is "IWAE beats VAE" about decoders or about proposals?
 
 Optional: no other stage asks for it. Says what it will take, then writes
 `reports/<scale>/results/<cohort>/ais-<run>.json`, which the report shows.
@@ -14,20 +18,23 @@ from pathlib import Path
 
 import torch
 
-from pipeline.cohorts import COHORTS, RUNS, binarized, load_cohort
-from pipeline.config import load_params
-from pipeline.console import ProgressMeter
 from pipeline.data.datasets import load_dataset
-from pipeline.device import resolve_device
 from pipeline.errors import UserError
 from pipeline.evaluation.ais import AisSpec, facts, second_opinion
-from pipeline.evaluation.evaluate import evenly_spaced
-from pipeline.files import write_json
-from pipeline.grid import PARAMS
-from pipeline.memory import keep_freed_memory
-from pipeline.spec import RunSpec
-from pipeline.store import training_folder
-from pipeline.training.state import WEIGHTS, read_run, read_weights
+from pipeline.evaluation.images import Images, evenly_spaced
+from pipeline.experiments.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts, results_folder
+from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.params import Params, load_params
+from pipeline.experiments.spec import CohortSpec, RunSpec
+from pipeline.files import read_json, write_json
+from pipeline.published import Setting
+from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_run, read_weights
+from pipeline.records.status import Status
+from pipeline.records.store import training_folder
+from pipeline.reporting.evidence.proposals import EXPERIMENT, IWAE, VAE
+from pipeline.work.console import ProgressMeter
+from pipeline.work.machine import resolve_device
+from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
 
 TIMED_TRANSITIONS = 5
@@ -43,8 +50,8 @@ def positive(text: str) -> int:
 def parse() -> argparse.Namespace:
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.ais", description=__doc__, formatter_class=shape)
-    parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
-    parser.add_argument("run", help="e.g. iwae-M1-K50-s0")
+    parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50; or a scale, e.g. paper")
+    parser.add_argument("run", nargs="?", help="e.g. iwae-M1-K50-s0; none with a scale")
     parser.add_argument("--images", type=positive, default=20, help="test images, and as many simulated (default 20)")
     parser.add_argument("--steps", type=positive, default=1000, help="temperatures of the path (default 1000)")
     parser.add_argument("--chains", type=positive, default=16, help="chains per image (default 16)")
@@ -52,23 +59,80 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def chosen(cohort: str, run: str) -> tuple[CohortSpec, RunSpec]:
+    """Raises: UserError naming what there is when there is no such cohort or run."""
+    known = load_cohort(COHORTS, cohort)
+    for one in known.runs:
+        if one.name == run:
+            return known, one
+    raise UserError(f"{known.key} has no run {run!r}; choose one of {', '.join(one.name for one in known.runs)}")
+
+
+def pairs_of(scale: str) -> list[tuple[CohortSpec, RunSpec]]:
+    """VAE k = 1 and IWAE k = 50 of Burda's Table 1 at every dataset and depth that a scale has.
+
+    Raises: UserError when there is no such scale, or when it does not run that table.
+    """
+    every = load_cohorts(COHORTS).values()
+    found = [
+        (cohort, run)
+        for cohort in every
+        if (cohort.scale, cohort.experiment) == (scale, EXPERIMENT)
+        for run in cohort.runs
+        if Setting.of(run) in (VAE, IWAE)
+    ]
+    if not found:
+        scales = sorted({cohort.scale for cohort in every if cohort.experiment == EXPERIMENT})
+        raise UserError(
+            f"{scale}: no scale with {EXPERIMENT}; choose one of {', '.join(scales)}, or name cohort and run"
+        )
+    return found
+
+
+def target_of(cohort: CohortSpec, run: RunSpec) -> Path:
+    return results_folder(cohort.key) / f"ais-{run.name}.json"
+
+
+def is_done(cohort: CohortSpec, run: RunSpec, digest: str, asked: dict[str, int]) -> bool:
+    """Whether these weights were looked at in this way before."""
+    target = target_of(cohort, run)
+    if not target.exists():
+        return False
+    known = read_json(target)
+    return bool(known["digest"] == digest and all(known["how"].get(name) == value for name, value in asked.items()))
+
+
 def main() -> None:
     asked = parse()
-    cohort = load_cohort(COHORTS, asked.cohort)
-    names = [run.name for run in cohort.runs]
-    if asked.run not in names:
-        raise UserError(f"{cohort.key} has no run {asked.run!r}; choose one of {', '.join(names)}")
-    folder = training_folder(RUNS, cohort.key) / asked.run
-    content = read_run(folder)
-    if content["status"] != "finished":
-        raise UserError(f"{cohort.key}/{asked.run} {content['status']}; its likelihood means nothing")
-    run = RunSpec.from_json(content["spec"])
     params = load_params(PARAMS)
     device = resolve_device(params.device)
     keep_freed_memory()
-    flat = read_weights(folder / WEIGHTS, run.latent).to(device)
+    if asked.run is not None:
+        second_opinion_of(*chosen(asked.cohort, asked.run), asked, params, device)
+        return
+    how = {"images": asked.images, "transitions": asked.steps, "chains": asked.chains, "seed": asked.seed}
+    for cohort, run in pairs_of(asked.cohort):
+        folder = training_folder(RUNS, cohort.key) / run.name
+        if not (folder / RUN_JSON).exists():
+            print(f"{cohort.key}/{run.name}: not trained yet; left out", flush=True)
+        elif is_done(cohort, run, read_run(folder)["digest"], how):
+            print(f"{cohort.key}/{run.name}: done before -> {target_of(cohort, run)}", flush=True)
+        else:
+            second_opinion_of(cohort, run, asked, params, device)
+
+
+def second_opinion_of(
+    cohort: CohortSpec, run: RunSpec, asked: argparse.Namespace, params: Params, device: torch.device
+) -> None:
+    """Check one trained run and write what was found. Raises: UserError when it is not there or diverged."""
+    folder = training_folder(RUNS, cohort.key) / run.name
+    content = read_run(folder)
+    if not Status.of(content["status"]).is_finished:
+        raise UserError(f"{cohort.key}/{run.name} {content['status']}; its likelihood means nothing")
+    run = RunSpec.from_json(content["spec"])
+    flat = read_weights(folder / WEIGHTS, run.latent, content["digest"]).to(device)
     bits = load_dataset(binarized(run.dataset)).test_bits
-    test = torch.from_numpy(bits[evenly_spaced(len(bits), asked.images)]).float().to(device)
+    test = Images.of(bits, evenly_spaced(len(bits), asked.images), device)
     samples = params.scales[cohort.scale].evaluation.num_samples
     spec = AisSpec(len(test), asked.steps, asked.chains, samples, asked.seed)
     print(f"{cohort.key}/{run.name}: {expected(flat, run, test, spec)}", flush=True)
@@ -78,21 +142,19 @@ def main() -> None:
         summary, arrays = second_opinion(flat, run.latent, test, spec, meter.advance)
     finally:
         meter.close()
-    took = time.monotonic() - start
-    target = Path("reports") / cohort.scale / "results" / cohort.name / f"ais-{run.name}.json"
+    target = target_of(cohort, run)
     images = {name: values.tolist() for name, values in arrays.items()}
-    done = {**facts(spec, flat), "wall_s": round(took, 1)}
     identity = {"cohort": cohort.key, "run": run.name, "digest": content["digest"]}
-    write_json(target, {**identity, "summary": summary, "images": images, "how": done})
+    write_json(target, {**identity, "summary": summary, "images": images, "how": facts(spec, flat)})
     print(
         f"NLL of {len(test)} test images: {-summary['test/estimate']:.2f} by {samples} samples,"
         f" {-summary['test/lower']:.2f} by AIS (lower by {summary['test/lower_minus_estimate']:.2f}"
         f" ± {summary['test/lower_minus_estimate_se']:.2f}); on simulated images the sandwich is"
-        f" {summary['simulated/upper_minus_lower']:.2f} nats wide; {took:.0f} s -> {target}"
+        f" {summary['simulated/upper_minus_lower']:.2f} nats wide; {time.monotonic() - start:.0f} s -> {target}"
     )
 
 
-def expected(flat: torch.Tensor, run: RunSpec, test: torch.Tensor, spec: AisSpec) -> str:
+def expected(flat: torch.Tensor, run: RunSpec, test: Images, spec: AisSpec) -> str:
     """What the work will take, from a few timed transitions of one block."""
     few = AisSpec(len(test), TIMED_TRANSITIONS, spec.chains, 2, spec.seed)
     start: list[float] = []

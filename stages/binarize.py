@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pipeline.config import load_params
-from pipeline.data.datasets import dataset_info
+from pipeline.data.catalogue import dataset_info
 from pipeline.data.prepare import binarize
+from pipeline.experiments.params import load_params
 from stages import run_stage
 
 

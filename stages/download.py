@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from pipeline.data.datasets import dataset_info
+from pipeline.data.catalogue import dataset_info
 from pipeline.data.sources import download, find_mirror
 from stages import run_stage
 

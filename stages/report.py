@@ -6,33 +6,34 @@ Reads `reports/SCALE/results`; writes `reports/SCALE/index.html`, `tables/` and 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
-from pipeline.cohorts import COHORTS, load_cohorts
-from pipeline.config import load_params
-from pipeline.console import counted
-from pipeline.errors import UserError
-from pipeline.results import load_results
-from stages import run_stage
+from pipeline.experiments.cohorts import COHORTS, load_cohorts
+from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.params import load_params
+from pipeline.records.results import in_grid, load_results, load_under_way, told_apart
+from pipeline.work.console import counted
+from stages import known_scale, run_stage
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description="Write the report of a scale.")
     parser.add_argument("scale", help="a scale of params.yaml, e.g. quick")
-    scale = parser.parse_args().scale
-    known = load_params(Path("params.yaml")).scales
-    if scale not in known:
-        raise UserError(f"{scale}: no such scale in params.yaml; choose one of {', '.join(known)}")
+    scale = known_scale(parser.parse_args().scale)
+    known = load_params(PARAMS).scales
     start = time.monotonic()
     # Matplotlib and pandas take seconds to import; a wrong name is answered before.
     from pipeline.reporting.page import build_report
 
     folder = Path("reports") / scale
-    results = load_results(folder / "results")
     planned = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == scale]
-    elsewhere = next((name for name in known if name != scale), None)
-    page = build_report(results, scale, folder, planned, elsewhere)
+    results, others = in_grid(load_results(folder / "results"), planned)
+    under_way, other_ways = in_grid(load_under_way(folder / "results"), planned)
+    if others or other_ways:
+        print(f"warning: {told_apart(folder / 'results', [*others, *other_ways])}", file=sys.stderr)
+    page = build_report(results, scale, folder, planned, tuple(known), under_way, known[scale].judged)
     print(f"{scale}: {counted(len(results), 'run')} -> {page}, {time.monotonic() - start:.0f} s")
 
 

@@ -6,17 +6,17 @@ import argparse
 import time
 from pathlib import Path
 
-import numpy as np
-
-from pipeline.config import load_params
-from pipeline.console import ProgressMeter
-from pipeline.device import resolve_device
+from pipeline.array_files import write_arrays
 from pipeline.errors import UserError
 from pipeline.evaluation.gaussian_toy import measure_toy
-from pipeline.files import atomic_path, write_json
-from pipeline.grid import PARAMS
-from pipeline.memory import keep_freed_memory
-from pipeline.results import ARRAYS, METRICS, TOY
+from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.params import load_params
+from pipeline.files import write_json
+from pipeline.records.results import ARRAYS, METRICS, TOY
+from pipeline.records.sums import write_sums
+from pipeline.work.console import ProgressMeter
+from pipeline.work.machine import resolve_device
+from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
 
 
@@ -39,9 +39,9 @@ def main() -> None:
     finally:
         meter.close()
     folder = Path("reports") / scale / "results" / TOY
-    with atomic_path(folder / ARRAYS) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+    write_arrays(folder / ARRAYS, arrays)
     write_json(folder / METRICS, metrics)
+    write_sums(folder, (ARRAYS, METRICS))
     slopes = ", ".join(
         f"{name} {metrics[f'slope/{key}']:.2f} ({metrics[f'slope_closed_form/{key}']:.2f} in closed form)"
         for name, key in (("IWAE encoder", "iwae/encoder"), ("IWAE decoder", "iwae/mu"))

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from pipeline.cohorts import COHORTS, load_cohorts
-from pipeline.console import ProgressMeter, counted
 from pipeline.errors import UserError
+from pipeline.experiments.cohorts import COHORTS, load_cohorts
 from pipeline.files import write_json
 from pipeline.published import published_value
-from pipeline.results import RunResult, load_results
-from pipeline.tracking import STORE, publish
-from stages import run_stage
+from pipeline.records.results import RunResult, in_grid, load_results, load_under_way, told_apart
+from pipeline.tracking.publish import publish
+from pipeline.tracking.store import STORE
+from pipeline.work.console import ProgressMeter, counted
+from stages import known_scale, run_stage
 
 
 def paper_nll(result: RunResult) -> float | None:
-    """The published value, unless it is one that nobody could verify."""
-    published = published_value(result, "nll")
+    """The published value, unless it is one that nobody could verify; none beside a run that is still under way."""
+    published = None if result.is_under_way else published_value(result, "nll")
     return published.value if published is not None and published.judged else None
 
 
@@ -29,16 +31,22 @@ def known_cells(folder: Path, scale: str) -> set[str]:
 
 def marker(results: list[RunResult]) -> dict[str, dict[str, str]]:
     """What DVC compares: equal results give an equal marker, whatever ids and times MLflow gave them."""
-    return {r.cell: {"digest": r.digest, "evaluation": r.evaluation.get("digest", "")} for r in results}
+    return {
+        r.cell: {"digest": r.digest, "steps": str(r.spec.total_steps), "evaluation": r.evaluation.get("digest", "")}
+        for r in results
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.track", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
-    scale = parser.parse_args().scale
+    scale = known_scale(parser.parse_args().scale)
     root = Path.cwd()
     folder = Path("reports", scale, "results")
-    results = load_results(folder)
+    found = [*load_results(folder), *load_under_way(folder)]
+    results, others = in_grid(found, load_cohorts(COHORTS).values())
+    if others:
+        print(f"warning: {told_apart(folder, others)}", file=sys.stderr)
     if not results:
         raise UserError(f"{folder}: no results to publish; `make repro` (or `dvc repro`) makes them")
     meter = ProgressMeter(f"{scale} into MLflow", len(results), "run")

@@ -1,6 +1,7 @@
 """Train one cohort: `python -m stages.train quick/burda-table1-mnist-1L-T50` -> runs/<cohort>/training/<run>/.
 
-Finished runs are taken from the store, interrupted ones go on from their last checkpoint; FORCE=1 starts anew.
+What is finished is taken from the store; a run goes on from its deepest checkpoint or waypoint there, whatever scale it
+was made for. FORCE=1 starts anew.
 """
 
 from __future__ import annotations
@@ -11,21 +12,29 @@ import sys
 import time
 from pathlib import Path
 
-from pipeline.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts
-from pipeline.config import load_params
-from pipeline.console import counted
 from pipeline.data.datasets import load_dataset
-from pipeline.device import Machine, this_machine
 from pipeline.errors import UserError
-from pipeline.grid import PARAMS
-from pipeline.provenance import origin
-from pipeline.spec import CohortSpec
-from pipeline.store import cohort_jobs, cohort_lock, copy_finished, forget, store_folder, training_folder
-from pipeline.tracking import LiveTracker
+from pipeline.experiments.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts
+from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.params import load_params
+from pipeline.experiments.spec import CohortSpec
+from pipeline.records.provenance import origin
+from pipeline.records.run_folder import Job, heal, read_run
+from pipeline.records.store import (
+    cohort_jobs,
+    cohort_lock,
+    copy_finished,
+    forget,
+    lock_seconds,
+    store_folder,
+    training_folder,
+)
+from pipeline.tracking.live import LiveTracker
 from pipeline.training.cohort import estimated_hours
-from pipeline.training.state import Job, read_run
 from pipeline.training.train import Progress, history_rows
-from pipeline.work import Pace, diverged, train_waiting
+from pipeline.work.cohort import Pace, diverged, train_waiting, whole_scale
+from pipeline.work.console import counted
+from pipeline.work.machine import Machine, this_machine
 from stages import asked_for, forced, run_stage
 
 SLOW_VARIABLE = "ELBO_ALLOW_SLOW"
@@ -71,7 +80,8 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
             tracker.finish(progress.run, status)
 
     try:
-        train_waiting(cohort, jobs, machine, facts, Pace(), on_progress, start_tracker)
+        whole = whole_scale(jobs, cohort, load_cohorts(COHORTS).values(), RUNS)
+        train_waiting(cohort, jobs, machine, facts, Pace(), on_progress, start_tracker, whole, lock_seconds())
     finally:
         if tracker is not None:
             tracker.close()
@@ -86,14 +96,20 @@ def main() -> None:
     store = store_folder()
     start = time.monotonic()
     with cohort_lock(store, cohort.key):
-        jobs = cohort_jobs(cohort, load_dataset(binarized(cohort.dataset)).digest, store, RUNS)
+        data_digest = load_dataset(binarized(cohort.dataset)).digest
+        cohorts = load_cohorts(COHORTS)
+        jobs = cohort_jobs(cohort, cohorts, data_digest, store, RUNS, machine.device.type)
         if forced():
             forget(jobs)
+        for job in jobs:
+            heal(job)
         waiting = [job for job in jobs if not job.is_finished]
         if waiting:
             check_duration(cohort, waiting, machine)
             train(cohort, jobs, machine)
         copy_finished(jobs, training_folder(RUNS, cohort.key))
+    if load_cohort(COHORTS, cohort.key) != cohort:
+        raise UserError(f"{COHORTS / cohort.key}.json changed while it was trained: run the same command again")
     for line in diverged(cohort, jobs):
         print(f"warning: {line}", file=sys.stderr)
     stored = len(jobs) - len(waiting)

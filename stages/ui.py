@@ -1,4 +1,4 @@
-"""Start MLflow's pages on this project's runs and print the links that open the comparison: `python -m stages.ui`."""
+"""Start MLflow's pages on this project's runs and print the link that opens them: `python -m stages.ui`."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from pathlib import Path
 import requests
 
 from pipeline.errors import UserError
-from pipeline.tracking import STORE, VIEW, store_uri
+from pipeline.experiments.grid import PARAMS
+from pipeline.tracking.server import HOST, START
+from pipeline.tracking.store import STORE
 from stages import run_stage
 
-HOST = "127.0.0.1"
 PORTS_TRIED = 50
 START_SECONDS = 120
 STOP_SECONDS = 5
-COMPARISON = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={VIEW}"
 
 
 def free_port(first: int) -> int:
@@ -40,31 +40,13 @@ def free_port(first: int) -> int:
     raise UserError(f"no free port from {first} on; name another one: python -m stages.ui --port NUMBER")
 
 
-def comparison_links(address: str) -> dict[str, str]:
-    """For each experiment that has runs, the page that compares them."""
-    api = f"{address}/api/2.0/mlflow"
-    experiments = requests.post(f"{api}/experiments/search", json={"max_results": 1000}, timeout=60).json()
-    links = {}
-    for experiment in experiments.get("experiments", []):
-        some = {"experiment_ids": [experiment["experiment_id"]], "max_results": 1}
-        if requests.post(f"{api}/runs/search", json=some, timeout=60).json().get("runs"):
-            links[experiment["name"]] = f"{address}/#/experiments/{experiment['experiment_id']}/runs?{COMPARISON}"
-    return dict(sorted(links.items()))
-
-
 @contextmanager
 def server(root: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """MLflow's server while the block runs; its messages go to `.mlflow/ui.log`."""
-    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", store_uri(root)]
-    command += ["--default-artifact-root", (root / STORE / "artifacts").resolve().as_uri()]
-    # Job execution would start a dozen processes and take five times the memory.
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-m", "pipeline.tracking.server", str(root), str(port)]
     with (root / STORE / "ui.log").open("wb") as log:
         # In its own session, so that Ctrl-C reaches this process alone, which then ends the server and its workers.
-        process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
     try:
         yield process
     finally:
@@ -107,24 +89,22 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=5000)
     wanted = parser.parse_args().port
     root = Path.cwd()
-    nothing = UserError("no runs in MLflow yet; `make repro` first")
+    if not PARAMS.exists():
+        raise UserError(f"{root}: has no {PARAMS}; run from the project's folder")
     if not (root / STORE / "mlflow.db").is_file():
-        raise nothing
+        raise UserError("no runs in MLflow yet; `make repro` first")
     port = free_port(wanted)
     if port != wanted:
         print(f"port {wanted} is taken, using {port}")
     address = f"http://{HOST}:{port}"
-    signal.signal(signal.SIGTERM, _interrupt)
+    # SIGHUP comes when the terminal closes: the server is to end with it.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     try:
         with server(root, port) as process:
             print("starting MLflow ...", flush=True)
             wait_until_up(process, address, root / STORE / "ui.log")
-            links = comparison_links(address)
-            if not links:
-                raise nothing
-            print(f"MLflow runs at {address}; compare the runs of")
-            for name, link in links.items():
-                print(f"  {name}: {link}")
+            print(f"the runs by scale, dataset and schedule, and their charts: {address}{START}")
             print("Ctrl-C ends it", flush=True)
             process.wait()
             raise UserError(f"MLflow's server ended; its messages are in {root / STORE / 'ui.log'}")

@@ -6,12 +6,13 @@ No DVC stage: it takes what is there, and a clone that has only the results must
 from __future__ import annotations
 
 import argparse
+import sys
 
-from pipeline.cohorts import REPORTS
-from pipeline.results import load_results
-from pipeline.shipped import ship
-from pipeline.store import store_folder
-from stages import run_stage
+from pipeline.experiments.cohorts import COHORTS, REPORTS, load_cohorts
+from pipeline.records.results import in_grid, load_results, told_apart
+from pipeline.records.shipped import ship
+from pipeline.records.store import store_folder
+from stages import known_scale, run_stage
 
 
 def main() -> None:
@@ -19,7 +20,12 @@ def main() -> None:
     parser.add_argument("scale", help="e.g. paper")
     parser.add_argument("--list", action="store_true", help="name a cell of each table row for which there is no room")
     given = parser.parse_args()
-    for line in ship(load_results(REPORTS / given.scale / "results"), given.scale, store_folder(), given.list):
+    known_scale(given.scale)
+    folder = REPORTS / given.scale / "results"
+    results, others = in_grid(load_results(folder), load_cohorts(COHORTS).values())
+    if others:
+        print(f"warning: {told_apart(folder, others)}", file=sys.stderr)
+    for line in ship(results, given.scale, store_folder(), given.list):
         print(line)
 
 

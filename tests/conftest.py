@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+import subprocess
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +14,22 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from pipeline import interruption
 from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TRAIN_IMAGES
+from pipeline.evaluation.evaluate import Labels, Material
+from pipeline.evaluation.images import Images
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.schedule import burda_schedule
+from pipeline.experiments.spec import RunSpec
 from pipeline.files import write_json
-from pipeline.memory import keep_freed_memory
 from pipeline.objectives import OBJECTIVES
-from pipeline.protocol import PROTOCOLS
-from pipeline.schedule import burda_schedule
-from pipeline.spec import RunSpec
+from pipeline.work import interruption
+from pipeline.work.memory import keep_freed_memory
 
 ROOT = Path(__file__).parent.parent
+PATIENCE_SECONDS = 900
+"""No test says how fast anything is: others may use the machine. So long a condition may take to come true."""
 
 torch.set_num_threads(1)
 keep_freed_memory()
@@ -47,9 +54,20 @@ def make_run(objective: str = "iwae", M: int = 1, K: int = 5, **changes: Any) ->
         "max_steps": 20,
         "precision": "float32",
         "continues": None,
-        "algorithm_version": 1,
+        "algorithm_version": 2,
     }
     return RunSpec(**{**values, **changes})
+
+
+def numbered(bits: Tensor) -> Images:
+    """Images [N, 784] in {0, 1} as the first N of their set."""
+    return Images(bits, torch.arange(len(bits)))
+
+
+def material_of(images: NDArray[np.uint8], start: int = 500, labels: Labels | None = None) -> Material:
+    """All images to train on, and those from `start` to test on."""
+    test = images[start:]
+    return Material(images, (test > 127).astype(np.uint8), test, labels)
 
 
 def make_images() -> NDArray[np.uint8]:
@@ -88,6 +106,20 @@ def write_dataset(folder: Path, images: NDArray[np.uint8]) -> Path:
     counts = {"train_images": 500, "test_images": 100}
     write_json(folder / INFO, {"name": "mnist", "digest": "data", "counts": counts, "sha256": {}})
     return folder
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
+    """Wait for as long as it takes, on a machine however busy; a test that hangs ends after `PATIENCE_SECONDS`.
+
+    `process`: what is to make the condition true; the wait fails with its output when it has ended.
+    """
+    until = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        if process is not None and process.poll() is not None and not condition():
+            pytest.fail(f"ended with {process.returncode}: {process.stdout.read() if process.stdout else ''}")
+        if time.monotonic() > until:
+            pytest.fail("hangs")
+        time.sleep(0.02)
 
 
 def mirror_folder() -> Path:

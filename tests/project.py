@@ -56,7 +56,7 @@ def copy_project(folder: Path, params: dict[str, Any]) -> None:
 
 def write_params(folder: Path, params: dict[str, Any]) -> None:
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    run(folder, sys.executable, "-m", "pipeline.grid")
+    run(folder, sys.executable, "-m", "pipeline.experiments")
 
 
 def ran_stages(output: str) -> set[str]:

@@ -2,169 +2,322 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceiling, cpu, gpu, table
-from benchmarks.cases import CASES, NLL, TRAINING, Case, nll_flops, run_spec, step_flops
-from benchmarks.contest import Contestant, ratios
-from benchmarks.measure import Layout, Tick, rate, rate_here
-from benchmarks.plain import Plain, set_gradients
-from pipeline.models.log_weights import backward, forward
-from pipeline.models.networks import Parameters
+from benchmarks import ceiling, compile_peer, cpu, gpu, jax_peer, kernels, ours, peers, revision, table
+from benchmarks.cases import CASES, IMAGES, LATENTS, TRAINING, Case, glorot_layers, nll_flops, run_spec, step_flops
+from benchmarks.contest import Results, hold, ratios
+from benchmarks.measure import Clock, Contestants, Failed, Rate, Tick, TimeUp, Work, rate_here
+from benchmarks.plain import PlainModel, set_gradients
+from pipeline.errors import UserError
+from pipeline.experiments.spec import BATCH_SIZE, CohortSpec
+from pipeline.models import compiled_step
+from pipeline.models.gradient import estimator_groups, gradient_estimate
+from pipeline.models.networks import Parameters, count_parameters
 from pipeline.objectives import OBJECTIVES
-from pipeline.spec import BATCH_SIZE, CohortSpec
-from pipeline.training.stack import estimators, weigh
-from tests.conftest import ROOT, make_run
+from pipeline.records.run_folder import AVERAGED
+from tests.conftest import PATIENCE_SECONDS, ROOT, make_run
+from tests.plain import gradients_of, model_of, pipeline_gradients
 
 CPU = torch.device("cpu")
-NAMES = {
-    "q1.hidden1": "encoder.0",
-    "q1.hidden2": "encoder.2",
-    "q1.mean": "mean",
-    "q1.log_std": "log_std",
-    "p1.hidden1": "decoder.0",
-    "p1.hidden2": "decoder.2",
-    "p1.logits": "decoder.4",
-}
-"""Ours to plain's."""
 
 
-def random_model(seed: int) -> tuple[Parameters, Plain]:
+def random_model(latent: tuple[int, ...]) -> tuple[Parameters, PlainModel]:
     """One model twice, float64."""
-    torch.manual_seed(seed)
-    plain = Plain().double()
-    state = plain.state_dict()
-    named = {}
-    for ours, theirs in NAMES.items():
-        named[f"{ours}.weight"] = state[f"{theirs}.weight"].T
-        named[f"{ours}.bias"] = state[f"{theirs}.bias"]
-    parts = [named[f"{ours}.{kind}"].reshape(-1) for ours in NAMES for kind in ("weight", "bias")]
-    return Parameters((50,), torch.cat(parts).unsqueeze(0)), plain
+    generator = torch.Generator().manual_seed(1)
+    flat = 0.1 * torch.randn(1, count_parameters(latent), generator=generator, dtype=torch.float64)
+    p = Parameters(latent, flat)
+    plain = PlainModel(latent).double()
+    plain.load_state_dict(model_of(p).state_dict())
+    return p, plain
 
 
-def our_gradient(p: Parameters, case: Case, x: Tensor, eps: Tensor) -> dict[str, Tensor]:
-    """Of the batch's mean bound, by plain's names."""
-    run = run_spec(case, "paper", seed=0, precision="float64")
-    f = forward(p, x.unsqueeze(0), [eps.unsqueeze(0)], backward_follows=True)
+def random_batch(case: Case) -> tuple[Tensor, list[Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    x = (torch.rand(BATCH_SIZE, 784, generator=generator) < 0.3).double()
+    shapes = [(case.T, BATCH_SIZE, units) for units in case.latent]
+    return x, [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def our_gradient(p: Parameters, case: Case, x: Tensor, eps: list[Tensor]) -> dict[str, Tensor]:
+    """Of the batch's mean bound."""
+    run = run_spec(case, "published-code", seed=0, precision="float64")
     scale = torch.full((1, 1, 1), 1 / BATCH_SIZE, dtype=torch.float64)
-    weights, _ = weigh(estimators([run]), f.log_w, scale)
-    g = backward(p, f, weights)
-    gradients = {}
-    for ours, theirs in NAMES.items():
-        gradients[f"{theirs}.weight"] = g.weight[ours][0].T
-        gradients[f"{theirs}.bias"] = g.bias[ours][0, 0]
-    return gradients
+    noise = [draw.unsqueeze(0) for draw in eps]
+    return pipeline_gradients(gradient_estimate(p, x.unsqueeze(0), noise, estimator_groups([run]), scale)[0])
 
 
 @pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
 def test_plain_pytorch_makes_the_same_gradient(case: Case) -> None:
-    p, plain = random_model(1)
-    x = (torch.rand(BATCH_SIZE, 784) < 0.3).double()
-    eps = torch.randn(case.T, BATCH_SIZE, 50, dtype=torch.float64)
-    set_gradients(plain, case, x, eps)
-    ours = our_gradient(p, case, x, eps)
-    for name, parameter in plain.named_parameters():
-        assert parameter.grad is not None
+    p, plain = random_model(case.latent)
+    x, eps = random_batch(case)
+    set_gradients(plain, case, (x, eps))
+    found = gradients_of(plain)
+    for name, expected in our_gradient(p, case, x, eps).items():
         # Plain goes down minus the bound, ours up the bound.
-        torch.testing.assert_close(-parameter.grad, ours[name], rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(-found[name], expected, rtol=1e-9, atol=1e-12)
 
 
-def test_plain_pytorch_makes_the_same_log_weights() -> None:
-    p, plain = random_model(2)
-    x = (torch.rand(BATCH_SIZE, 784) < 0.3).double()
-    eps = torch.randn(6, BATCH_SIZE, 50, dtype=torch.float64)
-    ours = forward(p, x.unsqueeze(0), [eps.unsqueeze(0)]).log_w[0]
-    torch.testing.assert_close(plain(x, eps), ours)
+@pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
+def test_weights_of_the_compiled_peer_are_the_objectives(case: Case) -> None:
+    log_w = 3 * torch.randn(case.T, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = OBJECTIVES[case.objective].weights(log_w.view(case.M, case.K, -1))
+    theta, phi = compile_peer._weights(case, log_w)
+    torch.testing.assert_close(theta, expected.theta.reshape(case.T, -1))
+    torch.testing.assert_close(phi, expected.path.reshape(case.T, -1))
+
+
+@pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
+def test_one_update_of_the_compiled_peer_is_adams(case: Case) -> None:
+    """Uncompiled, and twice: its Adam is lagged, so that the first update moves the moments alone."""
+    torch.manual_seed(0)
+    model = compile_peer.CalledModel(case.latent)
+    parameters = {name: value.detach() for name, value in model.named_parameters()}
+    before = {name: value.clone() for name, value in parameters.items()}
+    m = {name: torch.zeros_like(value) for name, value in parameters.items()}
+    v = {name: torch.ones_like(value) for name, value in parameters.items()}
+    update = compile_peer._update(model, case)
+    grey = torch.ones(BATCH_SIZE, 784)
+    update(parameters, m, v, grey, torch.tensor(1e-3))
+    assert all(torch.equal(parameters[name], before[name]) for name in before)
+    first, second = ({name: value.clone() for name, value in moment.items()} for moment in (m, v))
+    update(parameters, m, v, grey, torch.tensor(1e-3))
+    for name, value in first.items():
+        assert value.abs().max() > 0, name
+        torch.testing.assert_close(parameters[name], before[name] + 1e-3 * value / (second[name].sqrt() + 1e-4))
+
+
+@pytest.mark.skipif(jax_peer.missing() is not None, reason=str(jax_peer.missing()))
+@pytest.mark.parametrize("latent", LATENTS, ids=["1L", "2L"])
+def test_log_weights_in_jax_are_ours(latent: tuple[int, ...]) -> None:
+    jax: Any = importlib.import_module("jax")
+    case = Case("k5", "", "iwae", 1, 5, latent)
+    x, eps = random_batch(case)
+    layers = glorot_layers(latent)
+    found = jax_peer._log_w(jax, layers, x.float().numpy(), [draw.float().numpy() for draw in eps])
+    plain = PlainModel(latent)
+    for name, (weight, bias) in layers.items():
+        side = "encoder" if name.startswith("q") else "decoder"
+        plain.get_parameter(f"{side}.{name}.weight").data.copy_(torch.from_numpy(weight).T)
+        plain.get_parameter(f"{side}.{name}.bias").data.copy_(torch.from_numpy(bias))
+    expected = plain.log_weights(x.float(), [draw.float() for draw in eps]).detach()
+    torch.testing.assert_close(torch.tensor(found.tolist()), expected, rtol=1e-5, atol=1e-2)
 
 
 def test_cases_are_runs_of_the_pipeline() -> None:
     for case in TRAINING:
         run = run_spec(case, "published-code", seed=3)
         assert run.T == case.T
+        assert run.latent == case.latent
         assert run.objective in OBJECTIVES
         assert run.total_steps == 3280 * 1000
 
 
+def test_a_case_travels_as_json() -> None:
+    for case in CASES.values():
+        assert Case.of(json.loads(json.dumps(asdict(case)))) == case
+
+
 def test_operations_are_counted_by_layer() -> None:
     encoder, decoder = (784 * 200, 200 * 200 + 2 * 200 * 50), 50 * 200 + 200 * 200 + 200 * 784
-    assert step_flops(CASES["k50"]) == 2 * 20 * (2 * encoder[0] + 3 * encoder[1] + 3 * 50 * decoder)
-    assert nll_flops() == 2 * (sum(encoder) + 5000 * decoder)
+    assert step_flops(CASES["k50-1L"]) == 2 * 20 * (2 * encoder[0] + 3 * encoder[1] + 3 * 50 * decoder)
+    assert nll_flops(CASES["nll-1L"]) == 2 * (sum(encoder) + 5000 * decoder)
+    q1, above = (784 * 200, 200 * 200 + 2 * 200 * 100), 100 * 100 + 100 * 100 + 2 * 100 * 50
+    below = 50 * 100 + 100 * 100 + 2 * 100 * 100 + 100 * 200 + 200 * 200 + 200 * 784
+    assert step_flops(CASES["k5-2L"]) == 2 * 20 * (2 * q1[0] + 3 * q1[1] + 3 * 5 * (above + below))
 
 
-def count_ticks(rank: int, tick: Tick) -> None:
+def count_ticks(tick: Tick) -> None:
     while True:
         tick(1)
 
 
-def fail_at_rank_1(rank: int, tick: Tick) -> None:
-    if rank == 1:
-        raise ValueError("no such thing")
-    count_ticks(rank, tick)
+def test_a_rate_is_work_by_time() -> None:
+    found = rate_here(count_ticks, 0.05)
+    assert found.wall > 1000
+    assert found.cpu > 1000
 
 
-def test_rates_add_up_over_processes() -> None:
-    assert rate_here(count_ticks, 0.05, CPU) > 1000
-    assert rate(count_ticks, 0.05, Layout(2, 1)) > 2000
+def test_the_clock_counts_what_comes_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("time.process_time", lambda: now[0] / 2)
+    clock = Clock(0.5)
+
+    def work(tick: Tick) -> None:
+        for _ in range(20):
+            tick(3)
+            now[0] += 0.125
+
+    with pytest.raises(TimeUp):
+        work(clock)
+    # Warm from 0.125 s on of the clock's time; then 8 ticks of 3 units in 1 s, half of it on the processor.
+    assert clock.rate == Rate(cpu=48.0, wall=24.0)
 
 
-def test_a_failing_process_is_reported_and_does_not_hang_the_others() -> None:
-    with pytest.raises(RuntimeError, match="no such thing"):
-        rate(fail_at_rank_1, 0.05, Layout(2, 1, keep_memory=True))
+def counting(case: Any) -> Work:
+    """An entry for `Contestants`: fails at the case 1, ends its process at 2."""
+    if case == 1:
+        raise ValueError("no such thing\nsecond line")
+    if case == 2:
+        sys.exit(3)
+    print("a library talks")
+    return count_ticks
+
+
+def test_contestants_measure_fail_and_end_in_processes_of_their_own() -> None:
+    found = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
+    try:
+        assert found.rate(0, 0.02).wall > 1000
+        with pytest.raises(Failed, match=r"^ValueError: no such thing$"):
+            found.rate(1, 0.02)
+        assert found.rate(0, 0.02).wall > 1000
+        with pytest.raises(Failed, match="ended with code 3"):
+            found.rate(2, 0.02)
+    finally:
+        found.close()
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     assert ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
 
 
-def test_command_prints_a_row_for_each_case_and_writes_every_round(tmp_path: Path) -> None:
+def test_a_contestant_that_fails_is_out_of_its_case_alone() -> None:
+    order: list[str] = []
+
+    def measured(name: str, fails_at: int = 99) -> Any:
+        def rate(seconds: float) -> Rate:
+            order.append(name)
+            if order.count(name) == fails_at:
+                raise Failed("out of luck")
+            return Rate(float(len(order)), 1.0)
+
+        return rate
+
+    contests = {"k1-1L": {"a": measured("a"), "b": measured("b", fails_at=2)}, "k5-1L": {"a": measured("c")}}
+    results = hold(contests, rounds=2, seconds=1.0, on_progress=lambda _: None)
+    assert order == ["a", "b", "c", "a", "b", "c", "a", "c"]
+    assert set(results.rates["k1-1L"]) == {"a"}
+    assert results.failures == {"k1-1L": {"b": "out of luck"}, "k5-1L": {}}
+    assert [rate.cpu for rate in results.rates["k5-1L"]["a"]] == [6.0, 8.0]
+
+
+def test_table_of_the_cpu_says_what_was_measured_and_what_was_not() -> None:
+    flops = step_flops(CASES["k1-1L"])
+    rates = {ours.DEFAULT: [Rate(30.0, 20.0), Rate(50.0, 40.0)], cpu.AGAINST: [Rate(10.0, 9.0), Rate(25.0, 24.0)]}
+    machine = {ceiling.FMA: [Rate(60.0 * flops, 1.0), Rate(100.0 * flops, 1.0)]}
+    results = Results({"ceilings": machine, "k1-1L": rates}, {"k1-1L": {"JAX": "it is ill"}})
+    text = table.cpu_tables(results, "abc1234")
+    assert "| case | ours | ours at abc1234 |" in text
+    assert "| VAE, k=1, 1 layer | 40 (30 to 50) | 17.5 (10 to 25) |" in text
+    assert "| VAE, k=1, 1 layer | 30 | 16.5 |" in text
+    assert "| VAE, k=1, 1 layer | 2.50 (2.00 to 3.00) |" in text
+    assert "| VAE, k=1, 1 layer | 50% |" in text
+    assert "Not measured: JAX (VAE, k=1, 1 layer): it is ill." in text
+
+
+@pytest.mark.skipif(ceiling.missing() is not None, reason=str(ceiling.missing()))
+def test_ceilings_are_measured() -> None:
+    rates = {name: rate_here(ceiling.work(name), 0.01).cpu for name in (ceiling.FMA, *ceiling.BYTES)}
+    assert all(math.isfinite(rate) and rate > 1e8 for rate in rates.values())
+
+
+def test_products_are_measured_wherever_the_step_is_compiled() -> None:
+    step = compiled_step.library()
+    assert kernels.missing() == (step if isinstance(step, str) else None)
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_products_of_the_compiled_step_are_measured() -> None:
+    """One of each kind; the operations of a call are those of a matrix product of its shape."""
+    units: list[float] = []
+    for name in list(kernels.NAMES)[:9]:
+        work = kernels.work(name)
+        with pytest.raises(TimeUp):
+            work(lambda count: (units.append(count), _stop())[1])
+    for count, (layer, _) in zip(units, [(l, p) for l in kernels.LAYERS for p in kernels.PASSES], strict=True):
+        inputs, outputs = map(int, layer.split("x"))
+        assert count % (2 * 20 * inputs * outputs) == 0
+
+
+def _stop() -> None:
+    raise TimeUp
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_all_rows_leaves_none_out_and_the_default_does() -> None:
+    """A sharpened model, in which few of 50 samples count."""
+    shares = []
+    images = torch.randint(0, 256, (IMAGES, 784), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    for variant in ("ours, all rows", ours.DEFAULT):
+        stack = ours.VARIANTS[variant](CASES["k50-1L"], images)
+        stack.advance(10)
+        shares.append(float(stack.buffers.sums[0, AVERAGED.index("rows_kept")]) / 10)
+    assert shares[0] == 1
+    assert 0 < shares[1] < 1
+
+
+def test_slow_products_are_named() -> None:
+    machine = {ceiling.FMA: [Rate(100e9, 1.0)]}
+    products = {"good": [Rate(80e9, 1.0)], "spilled": [Rate(37e9, 1.0)]}
+    text = table.cpu_tables(Results({"ceilings": machine, "kernels": products}, {}))
+    assert "| spilled | 37 (37 to 37) | 37% |" in text
+    assert text.endswith("Below 50% of the peak (a spilled register tile looks so): spilled.")
+
+
+def test_command_prints_tables_and_writes_every_round(tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
-    words = ["--rounds", "2", "--seconds", "0.05", "--cases", "nll", "k1", "--device", "cpu", "--no-pythae"]
-    command = [sys.executable, "-m", "benchmarks", *words, "--json", str(file)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    words = ["--rounds", "1", "--seconds", "0.01", "--cases", "nll-1L", "k1-2L", "--device", "cpu"]
+    command = [sys.executable, "-m", "benchmarks", *words, "--peers", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
-    first, second = (block.splitlines() for block in done.stdout.split("\n\n")[1:3])
-    for title in ("VAE, k=1", "NLL, 5000 samples"):
-        assert sum(line.startswith(title) for line in first) == 1
-        assert sum(line.startswith(title) for line in second) == 1
-    assert len({len(line) for line in first}) == 1
+    for title in ("VAE, k=1, 2 layers", "NLL, 5000 samples, 1 layer"):
+        assert sum(line.startswith(f"| {title}") for line in done.stdout.splitlines()) >= 2
     values = json.loads(file.read_text())
-    assert set(values["rates"]) == {"k1", "nll"}
-    assert set(values["rates"]["k1"]) == {cpu.OURS, cpu.OURS_ALONE, cpu.OURS_PAPER, cpu.PLAIN}
-    for rates in (*values["rates"]["k1"].values(), *values["rates"]["nll"].values(), *values["ceilings"].values()):
-        assert len(rates) == 2
-        assert all(math.isfinite(rate) and rate > 0 for rate in rates)
+    assert {"k1-2L", "nll-1L"} <= set(values["rates"])
+    for case in ("k1-2L", "nll-1L"):
+        assert ours.DEFAULT in values["rates"][case]
+    for rates in (rates for contestants in values["rates"].values() for rates in contestants.values()):
+        assert len(rates) == 1
+        assert all(rate["cpu"] > 0 and rate["wall"] > 0 for rate in rates)
+
+
+def test_a_revision_is_checked_out_and_put_away() -> None:
+    with revision.checkout("HEAD") as folder:
+        assert (folder / "pipeline" / "objectives.py").is_file()
+    assert not folder.exists()
+    with pytest.raises(UserError, match="--against nonesuch"), revision.checkout("nonesuch"):
+        pass
+
+
+def test_peers_say_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert all("pip install" in str(peer.missing()) for peer in (jax_peer, peers))
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "no-such-compiler" in str(compile_peer.missing())
 
 
 def test_stacks_of_a_gpu_are_measured_and_tabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ceiling, "CUDA_SQUARE", (64, 64, 64))
     monkeypatch.setattr(gpu, "PROJECTION_SECONDS", 0.02)
-    cases = [CASES["k1"], NLL]
+    cases = [CASES["k1-1L"], CASES["nll-1L"]]
     results = gpu.run(cases, 2, 0.02, False, lambda _: None, CPU, "float32", sizes=(1, 2))
-    assert set(results.rates["k1"]) == {str(gpu.StackName("auto", size)) for size in (1, 2)} | {gpu.PLAIN}
+    assert set(results.rates["k1-1L"]) == {str(gpu.StackName("auto", size)) for size in (1, 2)} | {gpu.PLAIN}
     cohort = CohortSpec("paper", "one", "one-mnist-1L-T5", (make_run(seed=0), make_run(seed=1)))
     hours = gpu.projected_hours([cohort, cohort], CPU, lambda _: None)
     assert set(hours) == {"one"}
-    lines = table.gpu_tables(results, hours).splitlines()
-    assert [line.split("  ")[0] for line in lines[1:4]] == ["VAE, k=1", "VAE, k=1", "NLL, 5000 samples"]
-    assert lines[-1].startswith("all")
-
-
-def test_contestants_of_a_case_share_its_name_and_work() -> None:
-    images = torch.zeros(40, 784, dtype=torch.uint8)
-    found: list[Contestant] = cpu.contestants(CASES["piwae"], images, images.float(), with_pythae=True)
-    assert [c.name for c in found] == [
-        cpu.OURS,
-        cpu.OURS_ALONE,
-        cpu.OURS_PAPER,
-        cpu.PYTHAE,
-        cpu.PYTHAE_APART,
-        cpu.PLAIN,
-    ]
+    text = table.gpu_tables(results, hours)
+    rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("|")]
+    assert rows[2:5] == ["| VAE, k=1, 1 layer", "| VAE, k=1, 1 layer", "| NLL, 5000 samples, 1 layer"]
+    assert rows[-1] == "| all"

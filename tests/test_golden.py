@@ -15,18 +15,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from pipeline.config import load_params
 from pipeline.evaluation.evaluate import evaluate_weights
+from pipeline.experiments.params import load_params
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.spec import EvaluationSpec, RunSpec, digest
 from pipeline.objectives import OBJECTIVES
-from pipeline.protocol import PROTOCOLS
-from pipeline.spec import EvaluationSpec, RunSpec, digest
-from pipeline.training.state import HISTORY, WEIGHTS, Job, read_weights
+from pipeline.records.run_folder import HISTORY, WEIGHTS, Job, read_weights
 from pipeline.training.train import train
-from tests.conftest import ROOT, make_images, make_run
+from tests.conftest import ROOT, make_images, make_run, material_of
 
 GOLDEN = Path(__file__).with_name("golden.json")
 SPLITS = {"vae": (6, 1), "miwae": (2, 3), "piwae": (3, 2)}
-EVALUATION = EvaluationSpec(seed=1, num_samples=70, bound_samples=64, test_images=20, train_images=0, pruned=False)
+EVALUATION = EvaluationSpec(seed=1, num_samples=70, bound_samples=64, test_images=20, train_images=0, pruned_images=0)
 
 
 def golden_runs() -> list[RunSpec]:
@@ -47,7 +47,7 @@ def measure(run: RunSpec, images: NDArray[np.uint8], store: Path) -> dict[str, f
     train([job], torch.from_numpy(images), {}, lambda _: None, lambda: False, 1e9)
     flat = read_weights(job.finished / WEIGHTS, run.latent)
     rows = np.loadtxt(job.finished / HISTORY, delimiter=",", skiprows=1)
-    metrics, _ = evaluate_weights(flat, run, EVALUATION, images, (images[500:] > 127).astype(np.uint8))
+    metrics, _ = evaluate_weights(flat, run, EVALUATION, material_of(images))
     wave = torch.cos(torch.arange(len(flat), dtype=torch.float64))
     return {
         "bound": float(rows[-1, 4]),

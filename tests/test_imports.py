@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-HEAVY = {"pandas", "matplotlib", "seaborn", "mlflow", "dvc", "pydantic", "yaml", "scipy", "PIL", "pooch", "requests"}
+HEAVY = {"pandas", "matplotlib", "seaborn", "mlflow", "dvc", "pydantic", "yaml", "scipy", "PIL", "requests"}
 LIGHT_STAGES = ["stages.check", "stages.download", "stages.binarize", "stages.report", "stages.track"]
 
 
@@ -81,3 +81,10 @@ def test_the_launcher_needs_torch_numpy_and_safetensors_alone() -> None:
 @pytest.mark.parametrize("module", LIGHT_STAGES)
 def test_stages_that_compute_nothing_do_not_import_torch_or_mlflow(module: str) -> None:
     assert not imported([module]) & {"torch", "mlflow", "matplotlib"}
+
+
+@pytest.mark.parametrize("package", ["draws", "experiments", "data", "models", "records", "evaluation"])
+def test_what_is_known_without_training_imports_nothing_of_it(package: str) -> None:
+    modules = sorted((ROOT / "pipeline" / package).glob("*.py"))
+    assert modules
+    assert [path.name for path in modules if "pipeline.training" in path.read_text()] == []

@@ -9,9 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from examples.one_run import Model
+from pipeline.errors import UserError
+from pipeline.experiments.grid import build_cohorts
 from pipeline.models.log_weights import backward, forward
 from pipeline.models.networks import Parameters, count_parameters
-from pipeline.objectives import OBJECTIVES, Weights
+from pipeline.objectives import OBJECTIVES, Objective, Weights, check_estimator, elbo, miwae_bound, uniform, vae
+from tests.experiments.test_params import small
+from tests.plain import by_name, model_of, pipeline_gradients
 
 LATENTS = {1: (7,), 2: (9, 7)}
 PARAMETERS: dict[str, tuple[float, ...]] = {"ciwae": (0.3,), "dreg": (0.3,), "vr": (0.5, -1.5, 2.5, 1.0)}
@@ -28,51 +33,20 @@ def random_problem(layers: int, T: int, runs: int = 1) -> tuple[Parameters, Tens
     return Parameters(latent, flat), x, eps
 
 
-def textbook_log_w(
-    p: dict[str, Tensor], x: Tensor, eps: list[Tensor], frozen: dict[str, Tensor] | None = None
-) -> Tensor:
-    """log w [T, B] of one run with torch.distributions. With `frozen`, log q is evaluated with these weights."""
-    normal = torch.distributions.Normal
-
-    def mlp(weights: dict[str, Tensor], block: str, h: Tensor) -> Tensor:
-        for layer in ("hidden1", "hidden2"):
-            h = torch.tanh(h @ weights[f"{block}.{layer}.weight"] + weights[f"{block}.{layer}.bias"])
-        return h
-
-    def head(weights: dict[str, Tensor], block: str, name: str, h: Tensor) -> Tensor:
-        return h @ weights[f"{block}.{name}.weight"] + weights[f"{block}.{name}.bias"]
-
-    def conditional(weights: dict[str, Tensor], block: str, h: Tensor) -> torch.distributions.Normal:
-        a = mlp(weights, block, h)
-        return normal(head(weights, block, "mean", a), head(weights, block, "log_std", a).exp())
-
-    below, samples, log_w = x.expand(eps[0].shape[0], *x.shape), [], torch.zeros((), dtype=x.dtype)
-    for l, noise in enumerate(eps):
-        q = conditional(p, f"q{l + 1}", below)
-        h = q.loc + q.scale * noise
-        log_w = log_w - conditional(frozen or p, f"q{l + 1}", below).log_prob(h).sum(-1)
-        samples.append(h)
-        below = h
-    log_w = log_w + normal(0.0, 1.0).log_prob(samples[-1]).sum(-1)
-    for l in range(len(samples) - 1, 0, -1):
-        log_w = log_w + conditional(p, f"p{l + 1}", samples[l]).log_prob(samples[l - 1]).sum(-1)
-    logits = head(p, "p1", "logits", mlp(p, "p1", samples[0]))
-    return log_w + torch.distributions.Bernoulli(logits=logits).log_prob(x).sum(-1)
-
-
 def by_hand(
     p: Parameters, x: Tensor, eps: list[Tensor], weights: Callable[[Tensor], Weights], M: int, K: int
 ) -> dict[str, Tensor]:
     f = forward(p, x, eps, backward_follows=True)
     w = weights(f.log_w[0].view(M, K, BATCH))
     flat = {id(part): part.reshape(1, M * K, BATCH) for part in w}
-    g = backward(p, f, Weights(*(flat[id(part)] for part in w)))
-    named = {f"{name}.weight": weight[0] for name, weight in g.weight.items()}
-    return named | {f"{name}.bias": bias[0, 0] for name, bias in g.bias.items()}
+    return pipeline_gradients(backward(p, f, Weights(*(flat[id(part)] for part in w))))
 
 
-def leaves(p: Parameters) -> dict[str, Tensor]:
-    return {name: tensor.clone().requires_grad_() for name, tensor in p.named_tensors(0).items()}
+def by_autograd(model: Model, decoder_climbs: Tensor, encoder_climbs: Tensor) -> dict[str, Tensor]:
+    """Gradients in the decoder's parameters of the one, in the encoder's of the other."""
+    of_encoder = torch.autograd.grad(encoder_climbs, list(model.encoder.parameters()), retain_graph=True)
+    of_decoder = torch.autograd.grad(decoder_climbs, list(model.decoder.parameters()))
+    return by_name(model, of_encoder + of_decoder)
 
 
 def assert_equal_gradients(ours: dict[str, Tensor], oracle: dict[str, Tensor]) -> None:
@@ -103,16 +77,11 @@ def test_gradient_is_that_of_the_bound(name: str, args: tuple[float, ...], M: in
     p, x, eps = random_problem(layers, M * K)
     ours = by_hand(p, x, eps, lambda log_w: objective.weights(log_w, *args), M, K)
 
-    named = leaves(p)
-    log_w = textbook_log_w(named, x[0], [e[0] for e in eps]).view(M, K, BATCH)
-    decoder = {key: leaf for key, leaf in named.items() if key.startswith("p")}
-    encoder = {key: leaf for key, leaf in named.items() if key.startswith("q")}
+    model = model_of(p)
+    log_w = model.log_weights(x[0], [e[0] for e in eps]).view(M, K, BATCH)
     bound = objective.bound(log_w, *args).sum()
     encoder_bound = (objective.encoder_bound or objective.bound)(log_w, *args).sum()
-    theta = torch.autograd.grad(bound, list(decoder.values()), retain_graph=True)
-    phi = torch.autograd.grad(encoder_bound, list(encoder.values()))
-    oracle = dict(zip([*decoder, *encoder], [*theta, *phi], strict=True))
-    assert_equal_gradients(ours, oracle)
+    assert_equal_gradients(ours, by_autograd(model, bound, encoder_bound))
 
 
 ENCODER_WEIGHT: dict[str, Callable[..., Tensor]] = {
@@ -138,22 +107,17 @@ def test_estimators_without_score_term(name: str, layers: int) -> None:
     K, (args,) = 5, arguments(name)
     p, x, eps = random_problem(layers, K)
     ours = by_hand(p, x, eps, lambda log_w: OBJECTIVES[name].weights(log_w, *args), 1, K)
-    named = leaves(p)
-    frozen = {key: leaf.detach() for key, leaf in named.items()}
-    log_w = textbook_log_w(named, x[0], [e[0] for e in eps], frozen)
+    model = model_of(p)
+    log_w = model.log_weights(x[0], [e[0] for e in eps], hold_q=True)
     w = torch.softmax(log_w.detach(), 0)
-    names = list(named)
-    theta = torch.autograd.grad((w * log_w).sum(), [named[n] for n in names], retain_graph=True)
-    phi = torch.autograd.grad((ENCODER_WEIGHT[name](w, *args) * log_w).sum(), [named[n] for n in names])
-    assert_equal_gradients(
-        ours, {n: (t if n.startswith("p") else f) for n, t, f in zip(names, theta, phi, strict=True)}
-    )
+    decoder_climbs, encoder_climbs = (w * log_w).sum(), (ENCODER_WEIGHT[name](w, *args) * log_w).sum()
+    assert_equal_gradients(ours, by_autograd(model, decoder_climbs, encoder_climbs))
 
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_log_w_is_the_textbook_one(layers: int) -> None:
     p, x, eps = random_problem(layers, 6)
-    expected = textbook_log_w(p.named_tensors(0), x[0], [e[0] for e in eps])
+    expected = model_of(p).log_weights(x[0], [e[0] for e in eps]).detach()
     torch.testing.assert_close(forward(p, x, eps).log_w[0], expected, rtol=1e-12, atol=1e-9)
 
 
@@ -242,3 +206,63 @@ def test_parameter_counts() -> None:
     encoder = 785 * 200 + 201 * 200 + 2 * 201 * 100 + 101 * 100 + 101 * 100 + 2 * 101 * 50
     decoder = 51 * 100 + 101 * 100 + 2 * 101 * 100 + 101 * 200 + 201 * 200 + 201 * 784
     assert count_parameters((100, 50)) == encoder + decoder
+
+
+ODD: dict[str, tuple[Objective, str]] = {
+    "returns-tensor": (
+        Objective(lambda log_w: torch.softmax(log_w, 1), miwae_bound, "mine"),
+        "gives Tensor instead of Weights(theta, path, score)",
+    ),
+    "two-parts": (
+        Objective(lambda log_w: (uniform(log_w), uniform(log_w)), miwae_bound, "mine"),
+        "gives tuple instead of Weights(theta, path, score)",
+    ),
+    "summed-over-k": (
+        Objective(lambda log_w: Weights(*3 * [torch.softmax(log_w, 1).sum(1)]), miwae_bound, "mine"),
+        "theta is to be a tensor [1, 5, 3] for log_w [1, 5, 3], not [1, 3]",
+    ),
+    "mean-bound": (
+        Objective(lambda log_w: Weights(*3 * [uniform(log_w)]), lambda log_w: log_w.mean(), "mine"),
+        "bound is to be a tensor [3] for log_w [1, 5, 3], not []",
+    ),
+    "odd-encoder-bound": (
+        Objective(vae, elbo, "mine", encoder_bound=lambda log_w: log_w.mean(0)),
+        "encoder_bound is to be a tensor [3] for log_w [1, 5, 3], not [5, 3]",
+    ),
+    "no-numbers": (
+        Objective(lambda log_w: Weights(*3 * [(-1 - log_w.abs()).log()]), miwae_bound, "mine"),
+        "theta is not finite for log_w between -1 and 1",
+    ),
+    "raises": (
+        Objective(lambda log_w: Weights(*3 * [log_w.view(7, 7, 7)]), miwae_bound, "mine"),
+        "raises RuntimeError for log_w [1, 5, 3]: shape",
+    ),
+    "my/est": (Objective(vae, elbo, "mine"), "a name becomes a folder's"),
+    "My est": (Objective(vae, elbo, "mine"), "a name becomes a folder's"),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_an_estimator_that_no_step_can_use_is_refused_at_the_door(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, message = ODD[name]
+    monkeypatch.setitem(OBJECTIVES, name, objective)
+    with pytest.raises(UserError) as caught:
+        check_estimator(name, 1, 5, None)
+    assert str(caught.value).startswith(f"pipeline/objectives.py: OBJECTIVES[{name!r}]: ")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    setting = {"objective": name, "K": 5}
+    with pytest.raises(UserError, match="pipeline/objectives"):
+        build_cohorts(small("experiments.first.settings", [setting]))
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_estimators_that_are_there_pass(name: str) -> None:
+    entry = OBJECTIVES[name]
+    M, K = (1 if entry.single_M else 3), (1 if entry.single_K else 4)
+    check_estimator(name, M, K, 0.5 if entry.parameter else None)
+
+
+def test_an_estimator_that_is_gone_is_named_before_training() -> None:
+    with pytest.raises(UserError, match="unknown objective 'gone'; allowed: vae, iwae"):
+        check_estimator("gone", 1, 5, None)

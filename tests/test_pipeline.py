@@ -7,7 +7,6 @@ import json
 import shutil
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,11 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
-from pipeline.results import load_results
+from pipeline.records.results import load_results
 from tests.project import copy_project, ran_stages, run, write_params
 
 TINY: dict[str, Any] = {
-    "algorithm_version": 1,
+    "algorithm_version": 2,
     "device": "cpu",
     "workers": 1,
     "engine": "auto",
@@ -57,7 +56,7 @@ TINY: dict[str, Any] = {
                 "bound_samples": 64,
                 "test_images": 10,
                 "train_images": 5,
-                "pruned": True,
+                "pruned_images": 10,
                 "diagnostic_images": 20,
             },
             "toy": {"seed": 0, "samples": [1, 2, 4], "gradients": 16},
@@ -116,11 +115,8 @@ def test_every_dataset_ends_in_results_reports_and_mlflow(project: Path) -> None
     assert len(mlflow_runs(project)) == len(results) == 6
 
 
-def test_second_repro_is_idle_and_quick(project: Path) -> None:
-    start = time.monotonic()
-    output = run(project, "dvc", "repro").stdout
-    assert ran_stages(output) == set()
-    assert time.monotonic() - start < 15
+def test_second_repro_is_idle(project: Path) -> None:
+    assert ran_stages(run(project, "dvc", "repro").stdout) == set()
 
 
 def test_lock_holds_the_graphs_stages(project: Path) -> None:
@@ -156,6 +152,34 @@ def test_a_new_seed_is_trained_alone_and_a_new_setting_with_what_is_finished(pro
     assert ran_stages(run(project, "dvc", "repro").stdout) == set()
 
 
+def test_a_deeper_scale_trains_the_rest_alone(project: Path) -> None:
+    cohort, name = "burda-table3-fixed-mnist-1L-T4", "iwae-M1-K4-s0"
+    training = project / f"runs/tiny/{cohort}/training/{name}"
+    params = copy.deepcopy(TINY)
+    params["scales"]["tiny"]["experiments"]["burda-table3"]["max_steps"] = 50
+    write_params(project, params)
+    output = run(project, "dvc", "repro", f"evaluate@tiny/{cohort}").stdout
+    assert ran_stages(output) - {"check"} == {f"train@tiny/{cohort}", f"evaluate@tiny/{cohort}"}
+    provenance = json.loads((project / f"reports/tiny/results/{cohort}/provenance.json").read_text())
+    stretches = provenance[name]["training"]["stretches"]
+    # Two calls of one command on one machine may be one stretch; no update was made twice.
+    assert [own["from"] for own in stretches[1:]] == [own["to"] for own in stretches[:-1]]
+    assert (stretches[0]["from"], stretches[-1]["to"]) == (0, 50)
+    assert {path.name for path in (project / ".store").glob("*/waypoint-00000030")} == {"waypoint-00000030"}
+    weights = load_file(training / "weights.safetensors")
+    # One that was never stopped.
+    run(project, sys.executable, "-m", "stages.train", f"tiny/{cohort}", ELBO_STORE="another-store")
+    expected = load_file(training / "weights.safetensors")
+    assert weights.keys() == expected.keys()
+    assert all(np.array_equal(weights[key], expected[key]) for key in weights)
+    shutil.rmtree(project / "another-store")
+    # Back at the old depth nothing is trained.
+    write_params(project, TINY)
+    output = run(project, "dvc", "repro").stdout
+    assert "0 runs trained" in output or " trained, " not in output
+    assert ran_stages(run(project, "dvc", "repro").stdout) == set()
+
+
 def test_one_cohort_is_reproduced_bit_for_bit_without_store_and_cache(project: Path) -> None:
     cohort = "burda-table2-mnist-1L-T4"
     training = project / f"runs/tiny/{cohort}/training/iwae-M1-K4-s0"
@@ -174,6 +198,24 @@ def test_one_cohort_is_reproduced_bit_for_bit_without_store_and_cache(project: P
     run(project, "dvc", "repro")
 
 
+def test_the_same_runs_made_again_leave_a_clean_git_status(project: Path) -> None:
+    """As on a fresh clone: no store, no cache, no runs; the results of the commit are computed anew."""
+    identity = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+    run(project, "git", "add", "-A")
+    run(project, "git", *identity, "commit", "-q", "-m", "results", "--allow-empty")
+    for name in (".store", ".dvc/cache", "runs"):
+        shutil.rmtree(project / name)
+    for path in project.glob("reports/tiny/results/*/metrics.json"):
+        path.unlink()
+    output = run(project, "dvc", "repro").stdout
+    assert {f"{stage}@tiny/{cohort}" for stage in ("train", "evaluate") for cohort in COHORTS} - ran_stages(output) == {
+        "train@tiny/burda-table2-mnist-1L-T4"
+    }, "a continued cohort has a stage of another name"
+    assert run(project, "git", "status", "--porcelain").stdout == ""
+    news = run(project, sys.executable, "-m", "stages.news", "tiny").stdout
+    assert "6 of 6 committed NLLs reproduced bit for bit" in news
+
+
 def test_report_from_the_summaries_alone(project: Path, tmp_path: Path) -> None:
     """What a fresh clone has: results in git, no data, no cache, no runs."""
     for name in ("pipeline", "stages", "cohorts", "reports", ".dvc"):
@@ -184,9 +226,7 @@ def test_report_from_the_summaries_alone(project: Path, tmp_path: Path) -> None:
     run(tmp_path, "git", "init", "-q")
     expected = (tmp_path / "reports/tiny/index.html").read_bytes()
     (tmp_path / "reports/tiny/index.html").unlink()
-    start = time.monotonic()
     run(tmp_path, "dvc", "repro", "--single-item", "report@tiny")
-    assert time.monotonic() - start < 60
     assert (tmp_path / "reports/tiny/index.html").read_bytes() == expected
 
 
@@ -200,19 +240,45 @@ def test_without_git_dvc_works_once_it_is_told(project: Path, tmp_path: Path) ->
     assert json.loads((tmp_path / "data/binarized/mnist/dataset.json").read_text())["name"] == "mnist"
 
 
+def test_an_experiment_with_other_parameters_is_not_stored_with_the_numbers_of_these(project: Path) -> None:
+    text = (project / "params.yaml").read_text()
+    target = "evaluate@tiny/burda-table1-mnist-1L-T1"
+    try:
+        done = run(project, "dvc", "exp", "run", "-S", "scales.tiny.max_steps=31", target, check=False)
+    finally:
+        (project / "params.yaml").write_text(text)
+    assert done.returncode != 0
+    assert "out of step with params.yaml: run `python -m pipeline.experiments`" in done.stdout
+    assert run(project, "dvc", "exp", "list", "--name-only").stdout.strip() == ""
+
+
+def test_force_computes_anew_through_dvc(project: Path) -> None:
+    cohort = "tiny/burda-table1-mnist-1L-T1"
+    plain = run(project, "dvc", "repro", "--force", "--single-item", f"train@{cohort}").stdout
+    assert f"{cohort}: 0 runs trained, 1 taken from the store" in plain
+    forced = run(project, "dvc", "repro", "--force", "--single-item", f"train@{cohort}", FORCE="1").stdout
+    assert f"{cohort}: 1 run trained, 0 taken from the store" in forced
+    run(project, "dvc", "repro")
+
+
 def test_params_out_of_step_stop_before_any_work(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     try:
         (project / "params.yaml").write_text(text.replace("max_steps: 30", "max_steps: 31"))
         done = run(project, "dvc", "repro", check=False)
         assert done.returncode != 0
-        assert "out of step with params.yaml: run `python -m pipeline.grid`" in done.stdout
+        assert "out of step with params.yaml: run `python -m pipeline.experiments`" in done.stdout
         (project / "params.yaml").write_text(text.replace("max_steps: 30", "max_stpes: 30"))
         done = run(project, "dvc", "repro", check=False)
         assert done.returncode != 0
         assert "params.yaml: scales.tiny.max_stpes: unknown key; allowed here: protocol," in done.stdout
         assert "Traceback" not in done.stdout
         assert "Running stage 'train" not in done.stdout
+        (project / "params.yaml").write_text(text.replace("max_steps: 30", "max_steps: 31"))
+        for target in ("report@tiny", "track@tiny", "toy@tiny", "evaluate@tiny/burda-table2-mnist-1L-T4"):
+            done = run(project, "dvc", "repro", target, check=False)
+            assert done.returncode != 0, target
+            assert "out of step with params.yaml" in done.stdout
     finally:
         (project / "params.yaml").write_text(text)
     assert ran_stages(run(project, "dvc", "repro").stdout) <= {"check"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,19 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
-from pipeline.cohorts import COHORTS, load_cohort
-from pipeline.config import load_params
 from pipeline.errors import UserError
-from pipeline.files import read_json, write_json
-from pipeline.grid import PARAMS, write_cohorts
+from pipeline.experiments.cohorts import COHORTS, load_cohort
+from pipeline.experiments.grid import PARAMS, write_cohorts
+from pipeline.experiments.params import load_params
+from pipeline.files import read_json
 from pipeline.models.networks import initial_weights
-from pipeline.reporting.ais import ais_tables
-from pipeline.reporting.snr import load_toy
-from pipeline.training.state import RUN_JSON, WEIGHTS, save_weights
+from pipeline.records.run_folder import RUN_JSON, WEIGHTS, save_weights
+from pipeline.records.sealed import read_sealed_json, write_sealed_json
+from pipeline.reporting.evidence.toy import load_toy
+from pipeline.reporting.sections.ais import ais_tables
 from stages import ais, toy
-from tests.conftest import write_dataset
-from tests.test_config import changed
+from tests.conftest import ROOT, write_dataset
+from tests.experiments.test_params import changed
 
 COHORT, RUN = "small/first-mnist-1L-T5", "iwae-M1-K5-s0"
 TOY = {"seed": 0, "samples": [1, 4], "gradients": 16}
@@ -42,8 +44,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grey_images: NDArra
     run = next(run for run in load_cohort(COHORTS, COHORT).runs if run.name == RUN)
     folder = tmp_path / "runs" / COHORT / "training" / RUN
     folder.mkdir(parents=True)
-    save_weights(folder / WEIGHTS, run.latent, initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255))
-    write_json(folder / RUN_JSON, {"spec": run.to_json(), "digest": "d", "status": "finished", "training": {}})
+    flat = initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255)
+    save_weights(folder / WEIGHTS, run.latent, flat, "d", 0)
+    write_sealed_json(folder / RUN_JSON, {"spec": run.to_json(), "digest": "d", "status": "finished", "training": {}})
     return tmp_path
 
 
@@ -78,12 +81,43 @@ def test_second_opinion_says_what_it_takes_and_is_shown(
     assert table.display["run"].tolist() == [RUN]
 
 
+def test_second_opinions_of_a_scale_are_those_of_vae_and_iwae_at_every_dataset_and_depth(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"small: no scale with burda-table1; choose one of "):
+        call(monkeypatch, ais, "small")
+    monkeypatch.chdir(ROOT)
+    found = [(cohort.dataset, run.layers, run.objective, run.T, run.seed) for cohort, run in ais.pairs_of("paper")]
+    expected = {
+        (dataset, layers, name, k, 0)
+        for dataset in ("mnist", "omniglot")
+        for layers in (1, 2)
+        for name, k in (("vae", 1), ("iwae", 50))
+    }
+    assert set(found) == expected
+    assert len(found) == 8
+
+
+def test_a_second_opinion_is_not_asked_twice(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cohort, run = ais.chosen(COHORT, RUN)
+    monkeypatch.setattr(ais, "pairs_of", lambda scale: [(cohort, run), (cohort, replace(run, name="vae-M1-K1-s0"))])
+    asked = ("small", "--images", "3", "--steps", "4", "--chains", "2")
+    call(monkeypatch, ais, *asked)
+    assert "vae-M1-K1-s0: not trained yet; left out" in capsys.readouterr().out
+    call(monkeypatch, ais, *asked)
+    assert f"{COHORT}/{RUN}: done before -> " in capsys.readouterr().out
+    call(monkeypatch, ais, *asked[:-1], "3")
+    assert "done before" not in capsys.readouterr().out
+
+
 def test_second_opinion_refuses_what_it_cannot_check(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="has no run 'vae'; choose one of iwae-M1-K5-s0"):
         call(monkeypatch, ais, COHORT, "vae")
     with pytest.raises(SystemExit):
         call(monkeypatch, ais, COHORT, RUN, "--chains", "1")
     path = project / "runs" / COHORT / "training" / RUN / RUN_JSON
-    write_json(path, read_json(path) | {"status": "diverged at step 3"})
+    write_sealed_json(path, read_sealed_json(path) | {"status": "diverged at step 3"})
     with pytest.raises(UserError, match=f"{COHORT}/{RUN} diverged at step 3"):
         call(monkeypatch, ais, COHORT, RUN)

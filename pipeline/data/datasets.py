@@ -1,4 +1,4 @@
-"""The datasets by name, and reading what the `binarize` stage wrote.
+"""Reading what the `binarize` stage wrote.
 
 Needs numpy alone, so that training runs on a bare GPU machine. A folder `data/binarized/<name>/` holds
 
@@ -12,6 +12,7 @@ Needs numpy alone, so that training runs on a bare GPU machine. A folder `data/b
 
 from __future__ import annotations
 
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,39 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.files import read_json
+from pipeline.files import content_of, read_object, sha256_file
 
 PIXELS = 784
 TRAIN_IMAGES, TEST_IMAGES, TEST_BITS = "train_images", "test_images", "test_bits"
 TRAIN_LABELS, TEST_LABELS = "train_labels", "test_labels"
 INFO = "dataset.json"
-
-
-@dataclass(frozen=True)
-class DatasetInfo:
-    """What is known of a dataset before a byte of it was read."""
-
-    name: str
-    title: str
-    """How reports call it."""
-    train_images: int
-    test_images: int
-    train_images_burda: int
-    """Burda's code trains on the first so many and leaves the rest unused."""
-    fixed: bool = False
-    """The binarization is part of the data: nothing is drawn, neither in training nor for the test set."""
-    labelled: bool = False
-    """Images carry digit labels."""
-
-
-DATASETS: dict[str, DatasetInfo] = {
-    info.name: info
-    for info in (
-        DatasetInfo("mnist", "MNIST", 60_000, 10_000, train_images_burda=59_600, labelled=True),
-        DatasetInfo("fixed-mnist", "MNIST, fixed binarization", 50_000, 10_000, train_images_burda=50_000, fixed=True),
-        DatasetInfo("omniglot", "OMNIGLOT", 24_345, 8_070, train_images_burda=23_000),
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -72,28 +46,17 @@ class Dataset:
     """The whole of dataset.json."""
 
 
-def dataset_info(name: str) -> DatasetInfo:
-    """Raises: UserError listing the allowed names."""
-    if name not in DATASETS:
-        raise UserError(f"unknown dataset {name!r}; allowed: {', '.join(DATASETS)}")
-    return DATASETS[name]
-
-
 def load_dataset(folder: Path) -> Dataset:
     """Open `data/binarized/<name>`. Names, types and shapes are checked; contents are not hashed again.
 
     Raises: UserError when a file is missing or is not what dataset.json says, naming the stage to run.
     """
     remedy = f"run `dvc repro binarize@{folder.name}`"
-    if not (folder / INFO).is_file():
-        raise UserError(f"{folder / INFO}: missing; {remedy}")
-    info = read_json(folder / INFO)
-    try:
+    info = read_object(folder / INFO, remedy)
+    with content_of(folder / INFO, "a dataset's counts and digests", remedy):
         name, digest = str(info["name"]), str(info["digest"])
         train, test = int(info["counts"]["train_images"]), int(info["counts"]["test_images"])
         labelled = {name for name in (TRAIN_LABELS, TEST_LABELS) if f"{name}.npy" in info["sha256"]}
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / INFO}: {error!r} is missing or malformed; {remedy}") from error
     return Dataset(
         name=name,
         train_images=_open(folder / f"{TRAIN_IMAGES}.npy", (train, PIXELS), remedy),
@@ -106,13 +69,32 @@ def load_dataset(folder: Path) -> Dataset:
     )
 
 
+def verified_dataset(folder: Path) -> Dataset:
+    """`load_dataset` once every array has the SHA-256 that dataset.json says: for whoever trains or evaluates.
+
+    Raises: UserError as `load_dataset`, and naming the file that is another one.
+    """
+    dataset = load_dataset(folder)
+    remedy = f"delete it and run `dvc repro binarize@{folder.name}`"
+    for name, sha256 in dataset.info["sha256"].items():
+        with content_of(folder / name, "an array of numpy", remedy):
+            found = sha256_file(folder / name)
+        if found != sha256:
+            raise UserError(f"{folder / name}: damaged: its SHA-256 is not the one in {INFO}; {remedy}")
+    return dataset
+
+
 def _open(path: Path, shape: tuple[int, ...], remedy: str) -> NDArray[np.uint8]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing; {remedy}") from error
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: corrupt or unreadable ({error}); delete it and {remedy}") from error
+    with content_of(path, "an array of numpy", f"delete it and {remedy}"):
+        try:
+            array: NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+        except FileNotFoundError as error:
+            raise UserError(f"{path}: missing; {remedy}") from error
+        except (EOFError, ValueError, zipfile.BadZipFile) as error:
+            # numpy's own text advises to load it as a pickle, which a stranger's file must never be.
+            raise ValueError("it does not begin as one" if "pickle" in str(error) else str(error)) from error
+        if not isinstance(array, np.ndarray):
+            raise ValueError("an archive of arrays")
     if array.dtype != np.uint8 or array.shape != shape:
         found = f"{array.dtype} {list(array.shape)}"
         raise UserError(f"{path}: holds {found}, but {INFO} says uint8 {list(shape)}; delete it and {remedy}")

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets import PIXELS
 from pipeline.errors import UserError
+from pipeline.files import disk_error
 
 UNSIGNED_BYTE = 8
 
 
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read an uncompressed IDX file of unsigned bytes (http://yann.lecun.com/exdb/mnist), shaped as its header says.
+def read_idx(path: Path, item: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Read an uncompressed IDX file of unsigned bytes (http://yann.lecun.com/exdb/mnist), [n, *item].
 
     Raises: UserError naming the file and what is wrong with it.
     """
@@ -35,11 +36,13 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     if len(raw) != expected:
         what = "truncated" if len(raw) < expected else "too long"
         raise corrupt(path, f"{what}: {len(raw)} bytes, but its header {list(shape)} asks for {expected}")
+    if len(shape) != 1 + len(item) or shape[1:] != item:
+        raise corrupt(path, f"holds an array {list(shape)} instead of one of {list(item)} for each image")
     return raw[header:].reshape(shape)
 
 
 def read_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """Read the named variables of a MATLAB v5 file, in the type and orientation they are stored in.
+    """Read the named matrices of numbers of a MATLAB v5 file, in the type and orientation they are stored in.
 
     Raises: UserError naming the file when it is missing, corrupt, or lacks a key.
     """
@@ -51,7 +54,13 @@ def read_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
         raise corrupt(path, f"not a readable MATLAB v5 file: {error}") from error
     if absent := [key for key in keys if key not in found]:
         raise corrupt(path, f"lacks the variable {', '.join(absent)}")
-    return {key: np.asarray(found[key]) for key in keys}
+    for key in keys:
+        value = found[key]
+        if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "biuf":
+            raise corrupt(path, f"its variable {key} is no matrix of numbers but {type(value).__name__}")
+        if not np.isfinite(value).all():
+            raise corrupt(path, f"its variable {key} holds values that are no numbers")
+    return {key: found[key] for key in keys}
 
 
 def read_binarized_text(path: Path) -> NDArray[np.uint8]:
@@ -85,4 +94,4 @@ def _read(path: Path) -> NDArray[np.uint8]:
     except FileNotFoundError as error:
         raise _missing(path) from error
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise disk_error(path, "read", error) from error

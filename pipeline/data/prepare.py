@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.catalogue import dataset_info
 from pipeline.data.datasets import (
     INFO,
     PIXELS,
@@ -19,12 +20,11 @@ from pipeline.data.datasets import (
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
-    dataset_info,
 )
 from pipeline.data.formats import corrupt, read_binarized_text, read_idx, read_mat
-from pipeline.data.omniglot import read_chardata, rebuild
+from pipeline.data.omniglot import SIDE, read_chardata, rebuild
 from pipeline.data.sources import SOURCES_FILE
-from pipeline.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.files import atomic_path, content_of, read_object, sha256_file, write_json
 
 BURDA_PERMUTATION_SEED = 123
 
@@ -39,13 +39,17 @@ class RawImages:
     test_labels: NDArray[np.uint8] | None = None
 
 
-def read_mnist(folder: Path) -> RawImages:
-    return RawImages(
-        train=read_idx(folder / "train-images-idx3-ubyte").reshape(-1, PIXELS),
-        test=read_idx(folder / "t10k-images-idx3-ubyte").reshape(-1, PIXELS),
-        train_labels=read_idx(folder / "train-labels-idx1-ubyte"),
-        test_labels=read_idx(folder / "t10k-labels-idx1-ubyte"),
-    )
+def read_idx_set(folder: Path) -> RawImages:
+    """The four files of MNIST and of the datasets that took its form; labels where their files are there."""
+
+    def images(split: str) -> NDArray[np.uint8]:
+        return read_idx(folder / f"{split}-images-idx3-ubyte", (SIDE, SIDE)).reshape(-1, PIXELS)
+
+    def labels(split: str) -> NDArray[np.uint8] | None:
+        stored = _stored(folder, f"{split}-labels-idx1-ubyte")
+        return None if stored is None else read_idx(stored, ())
+
+    return RawImages(images("train"), images("t10k"), labels("train"), labels("t10k"))
 
 
 def read_fixed_mnist(folder: Path) -> RawImages:
@@ -71,9 +75,10 @@ def read_omniglot(folder: Path) -> RawImages:
     return RawImages(train[np.random.RandomState(BURDA_PERMUTATION_SEED).permutation(len(train))], test)
 
 
+LABELS = 10
 READERS: dict[str, Callable[[Path], RawImages]] = {
-    "mnist": read_mnist,
-    "fixed-mnist": read_fixed_mnist,
+    "idx": read_idx_set,
+    "larochelle": read_fixed_mnist,
     "omniglot": read_omniglot,
 }
 
@@ -90,11 +95,17 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
     Raises: UserError when a raw file is missing or corrupt, or holds another number of images than is published.
     """
     info = dataset_info(name)
-    source = read_json(raw / SOURCES_FILE)
-    images = READERS[name](raw)
+    source = _source(raw)
+    images = READERS[info.layout](raw)
     for array, expected in ((images.train, info.train_images), (images.test, info.test_images)):
         if array.shape != (expected, PIXELS):
             raise corrupt(raw, f"images of shape {list(array.shape)} instead of {[expected, PIXELS]}")
+    for labels, count in ((images.train_labels, info.train_images), (images.test_labels, info.test_images)):
+        if info.labelled != (labels is not None):
+            told = "has no labels" if info.labelled else "has labels"
+            raise corrupt(raw, f"{told}, unlike what pipeline/data/catalogue.py says")
+        if labels is not None and (len(labels) != count or labels.max() >= LABELS):
+            raise corrupt(raw, f"{len(labels)} labels up to {labels.max()} instead of {count} from 0 to {LABELS - 1}")
     arrays = {
         TRAIN_IMAGES: images.train,
         TEST_IMAGES: images.test,
@@ -124,8 +135,18 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
 
 def _stored(folder: Path, stem: str) -> Path | None:
     """The file that the download listed under this name, whatever its suffix: a leftover of another form is not it."""
-    names = (file["name"] for file in read_json(folder / SOURCES_FILE)["files"])
+    names = [file["name"] for file in _source(folder)["files"]]
     return next((folder / name for name in names if Path(name).stem == stem), None)
+
+
+def _source(folder: Path) -> dict[str, Any]:
+    """The content of source.json: where the raw files came from, and what they are called."""
+    path, remedy = folder / SOURCES_FILE, f"run `dvc repro --force download@{folder.name}`"
+    value = read_object(path, remedy)
+    with content_of(path, "a list of files and their sources", remedy):
+        if not all(isinstance(file["name"], str) for file in value["files"]) or not isinstance(value["variant"], str):
+            raise ValueError("a name is no text")
+    return value
 
 
 def _save(path: Path, array: NDArray[np.uint8]) -> str:

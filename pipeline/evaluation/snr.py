@@ -20,13 +20,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.models.log_weights import backward, forward
+from pipeline.draws.streams import Stream
+from pipeline.experiments.schedule import stage_ends
+from pipeline.experiments.spec import BATCH_SIZE, RunSpec
+from pipeline.models.gradient import estimator_groups, gradient_estimate
 from pipeline.models.networks import Parameters, initial_weights, network
-from pipeline.randomness import Randomness
-from pipeline.schedule import stage_ends
-from pipeline.spec import RunSpec
-from pipeline.training.stack import estimators, weigh
-from pipeline.training.state import WEIGHTS, read_weights
+from pipeline.records.run_folder import WEIGHTS, read_weights, waypoint_beside
 
 BLOCKS = 8
 """Draws come in so many blocks: uncertainties are jackknifed over them, and the first half gives DSNR's direction."""
@@ -35,7 +34,7 @@ SMALLEST = 2 * BLOCKS
 DRAWS_PER_PASS = {"cpu": 4, "cuda": 64}
 """Gradients of a network that are drawn at once: a pass of 64 samples of 20 images takes 5 MB a draw."""
 Draw = Callable[[int, int], dict[str, Tensor]]
-"""(pass number, draws R) -> gradients by parameter group, [R, parameters] each."""
+"""(number of the first, draws R) -> gradients by parameter group, [R, parameters] each."""
 
 
 @dataclass(frozen=True)
@@ -157,20 +156,22 @@ def estimate_snr(
     blocks: dict[str, list[Moments]] = {}
     ratios: dict[str, list[Tensor]] = {}
     directions: dict[str, Tensor] = {}
-    for number, (block, count) in enumerate(_passes(draws, per_pass)):
+    made = 0
+    for block, count in _passes(draws, per_pass):
         between_passes()
-        for group, values in draw(number, count).items():
-            own = blocks.setdefault(group, [])
+        for group, values in draw(made, count).items():
+            moments = blocks.setdefault(group, [])
             if block >= BLOCKS // 2:
                 if group not in directions:
-                    mean = reduce(Moments.merged, own).mean
+                    mean = reduce(Moments.merged, moments).mean
                     directions[group] = mean / mean.norm()
                 ratios.setdefault(group, []).append(directional_ratio(values, directions[group]))
-            if len(own) == block:
-                own.append(Moments.of(values))
+            if len(moments) == block:
+                moments.append(Moments.of(values))
             else:
-                own[block] = own[block].merged(Moments.of(values))
-    return {group: _estimate(own, torch.cat(ratios[group])) for group, own in blocks.items()}
+                moments[block] = moments[block].merged(Moments.of(values))
+        made += count
+    return {group: _estimate(moments, torch.cat(ratios[group])) for group, moments in blocks.items()}
 
 
 def _estimate(blocks: list[Moments], ratios: Tensor) -> SnrEstimate:
@@ -186,29 +187,51 @@ def _estimate(blocks: list[Moments], ratios: Tensor) -> SnrEstimate:
     )
 
 
-def network_gradients(flat: Tensor, run: RunSpec, images: Tensor, seed: int) -> Draw:
-    """Draws of the run's own estimator at the weights `flat` [count]: what the samples make vary, nothing else.
+Batches = Callable[[Tensor], Tensor]
+"""Numbers of gradients [R] int64 -> the images that each is of, [R, B, 784] in {0, 1}."""
 
-    `images`: [B, 784] in {0, 1}, the same for every draw. Gradients of the mean over them, of `encoder` and `decoder`.
-    The draws lie along the run axis of one stack, on which the weights are expanded.
+
+def one_batch(images: Tensor) -> Batches:
+    """The same images [B, 784] for every gradient: what varies is the noise of the samples alone."""
+    return lambda numbers: images.repeat(len(numbers), 1, 1)
+
+
+def fresh_batches(grey: NDArray[np.uint8], seed: int, device: torch.device, dtype: torch.dtype) -> Batches:
+    """A batch of its own for every gradient, drawn from grey images [N, 784] and binarized anew, as in training."""
+    images = torch.from_numpy(np.array(grey)).to(device)
+    which, bits = (Stream(seed, f"snr batch/{what}", device) for what in ("images", "bits"))
+
+    def batches(numbers: Tensor) -> Tensor:
+        chosen = (which.uniforms(numbers, (BATCH_SIZE,)) * len(images)).long().clamp(max=len(images) - 1)
+        uniform = bits.uniforms(numbers, (BATCH_SIZE, images.shape[1]))
+        return (255 * uniform < images[chosen]).to(dtype)
+
+    return batches
+
+
+def network_gradients(flat: Tensor, run: RunSpec, batches: Batches, seed: int) -> Draw:
+    """Draws of the run's own estimator at the weights `flat` [count]: what samples and `batches` make vary.
+
+    Gradients of the mean over a batch, of `encoder` and `decoder`. The draws lie along the run axis of one stack, on
+    which the weights are expanded.
     """
-    randomness = Randomness(flat.device)
+    streams = [Stream(seed, f"snr{l}", flat.device) for l in range(1, len(run.latent) + 1)]
 
-    def draw(number: int, count: int) -> dict[str, Tensor]:
+    def draw(first: int, count: int) -> dict[str, Tensor]:
         p = Parameters(run.latent, flat.expand(count, -1))
-        x = images.repeat(count, 1, 1)
+        numbers = torch.arange(first, first + count, device=flat.device)
+        x = batches(numbers)
         eps = [
-            randomness.normal((count, run.T, len(images), units), seed, f"snr{l + 1}", number).to(flat.dtype)
-            for l, units in enumerate(run.latent)
+            stream.normals(numbers, (run.T, x.shape[1], units)).to(flat.dtype)
+            for stream, units in zip(streams, run.latent, strict=True)
         ]
-        f = forward(p, x, eps, backward_follows=True)
-        weights, _ = weigh(estimators([run] * count), f.log_w, f.log_w.new_full((count, 1, 1), 1 / len(images)))
-        gradient = backward(p, f, weights)
+        per_image = flat.new_full((count, 1, 1), 1 / x.shape[1])
+        gradient, _ = gradient_estimate(p, x, eps, estimator_groups([run] * count), per_image)
         layers = [layer.name for layer in network(run.latent)]
 
         def rows(side: str) -> Tensor:
-            own = [name for name in layers if name.startswith(side)]
-            parts = [part[name].flatten(1) for name in own for part in (gradient.weight, gradient.bias)]
+            of_side = [name for name in layers if name.startswith(side)]
+            parts = [part[name].flatten(1) for name in of_side for part in (gradient.weight, gradient.bias)]
             return torch.cat(parts, dim=1)
 
         return {"encoder": rows("q"), "decoder": rows("p")}
@@ -217,25 +240,24 @@ def network_gradients(flat: Tensor, run: RunSpec, images: Tensor, seed: int) -> 
 
 
 def checkpoints(folder: Path, run: RunSpec, train_images: NDArray[np.uint8]) -> Iterator[tuple[int, Tensor]]:
-    """(update, weights [count]) of a run directory: the start, the end of every stage, the end.
+    """(update, weights [count]) of a run: the start, the end of every stage, its depth, in whose folder this is.
 
     A run that continues another has no start of its own. `train_images`: [N, 784] uint8.
     """
     if run.continues is None:
         mean = train_images[: run.train_images].mean(0, dtype=np.float64) / 255
         yield 0, initial_weights(run.latent, run.protocol, run.seed, mean)
-    ends = stage_ends(run)
-    for stage, step in enumerate(ends):
-        yield step, read_weights(folder / f"stage-{stage}.safetensors", run.latent)
-    if run.total_steps not in ends:
-        yield run.total_steps, read_weights(folder / WEIGHTS, run.latent)
+    for step in stage_ends(run):
+        if step < run.total_steps:
+            yield step, read_weights(waypoint_beside(folder, step) / WEIGHTS, run.latent)
+    yield run.total_steps, read_weights(folder / WEIGHTS, run.latent)
 
 
-def _metrics(found: dict[str, SnrEstimate]) -> dict[str, float]:
+def _metrics(estimates: dict[str, SnrEstimate], kind: str = "") -> dict[str, float]:
     metrics: dict[str, float] = {}
-    for group, own in found.items():
-        metrics |= {f"snr_{group}": own.snr, f"snr_{group}_se": own.snr_se}
-        metrics |= {f"dsnr_{group}": own.dsnr, f"dsnr_{group}_se": own.dsnr_se}
+    for group, estimate in estimates.items():
+        metrics |= {f"snr_{group}{kind}": estimate.snr, f"snr_{group}{kind}_se": estimate.snr_se}
+        metrics |= {f"dsnr_{group}{kind}": estimate.dsnr, f"dsnr_{group}{kind}_se": estimate.dsnr_se}
     return metrics
 
 
@@ -251,17 +273,22 @@ def run_snr(
     """SNR and DSNR of a run's own estimator at its checkpoints, from `draws` gradients each.
 
     `images`: [B, 784] in {0, 1}, on the device; the gradients are of the mean over them. Metrics are those of the last
-    checkpoint: `snr_<group>`, `dsnr_<group>`, each with its `_se`, and `snr_gradients`. Arrays have one value a
-    checkpoint: `snr/step`, and `snr/<metric>`.
+    checkpoint: `snr_<group>`, `dsnr_<group>`, each with its `_se`, and `snr_gradients`; there the same once more with a
+    fresh minibatch for every gradient, `snr_<group>_fresh` and so on. Arrays have one value a checkpoint: `snr/step`,
+    and `snr/<metric>`.
     """
     rows: list[dict[str, float]] = []
     steps: list[int] = []
     dtype = torch.float64 if run.precision == "float64" else torch.float32
     for step, weights in checkpoints(folder, run, train_images):
-        draw = network_gradients(weights.to(images.device, dtype), run, images.to(dtype), seed)
+        flat = weights.to(images.device, dtype)
         per_pass = DRAWS_PER_PASS[images.device.type]
-        found = estimate_snr(draw, draws, per_pass, between_passes)
-        rows.append(_metrics(found))
+        draw = network_gradients(flat, run, one_batch(images.to(dtype)), seed)
+        rows.append(_metrics(estimate_snr(draw, draws, per_pass, between_passes)))
         steps.append(step)
+    fresh = fresh_batches(train_images[: run.train_images], seed, images.device, dtype)
+    varied = _metrics(
+        estimate_snr(network_gradients(flat, run, fresh, seed), draws, per_pass, between_passes), "_fresh"
+    )
     arrays = {f"snr/{name}": np.array([row[name] for row in rows]) for name in rows[0]}
-    return rows[-1] | {"snr_gradients": float(draws)}, arrays | {"snr/step": np.array(steps)}
+    return rows[-1] | varied | {"snr_gradients": float(draws)}, arrays | {"snr/step": np.array(steps)}

@@ -5,9 +5,6 @@ Written for GPUs; under Triton's interpreter (TRITON_INTERPRET=1) it runs anywhe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor
 
@@ -20,27 +17,9 @@ except ImportError:
 ROWS, PIXELS = 64, 64
 """A program's tile of logits. Three products of it are in flight: 64 x 64 from 256 inputs, and back."""
 
-_wanted = False
-
-
-@contextmanager
-def fused_output(on: bool) -> Iterator[None]:
-    """Whether output layers inside are made by the kernel (True needs Triton)."""
-    global _wanted
-    before, _wanted = _wanted, on
-    try:
-        yield
-    finally:
-        _wanted = before
-
 
 def available() -> bool:
     return triton is not None
-
-
-def wanted(hidden: Tensor) -> bool:
-    """Whether the output layer of these rows is to be made by the kernel."""
-    return _wanted and hidden.dtype == torch.float32
 
 
 if triton is not None:
@@ -57,9 +36,9 @@ if triton is not None:
         row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
         unit = tl.arange(0, INPUTS)
         is_row, is_unit = row < rows, unit < inputs
-        own = run.to(tl.int64) * rows + row
+        at = run.to(tl.int64) * rows + row
         h_mask = is_row[:, None] & is_unit[None, :]
-        h = tl.load(hidden + own[:, None] * inputs + unit[None, :], mask=h_mask, other=0.0)
+        h = tl.load(hidden + at[:, None] * inputs + unit[None, :], mask=h_mask, other=0.0)
         image = row % images
         total = tl.zeros((ROWS,), dtype=tl.float32)
         d_h = tl.zeros((ROWS, INPUTS), dtype=tl.float32)
@@ -77,10 +56,10 @@ if triton is not None:
             terms = bits * logits - tl.maximum(logits, 0.0) - tl.log(1.0 + e)
             total += tl.sum(tl.where(mask, terms, 0.0), axis=1)
             r = tl.where(mask, bits - tl.where(logits >= 0, 1.0, e) / (1.0 + e), 0.0)
-            tl.store(residual + own[:, None] * pixels + pixel[None, :], r, mask=mask)
+            tl.store(residual + at[:, None] * pixels + pixel[None, :], r, mask=mask)
             d_h += tl.dot(r, tl.trans(w), input_precision=PRECISION)
-        tl.store(log_px + own, total, mask=is_row)
-        tl.store(d_hidden + own[:, None] * inputs + unit[None, :], d_h, mask=h_mask)
+        tl.store(log_px + at, total, mask=is_row)
+        tl.store(d_hidden + at[:, None] * inputs + unit[None, :], d_h, mask=h_mask)
 
 
 @torch.library.custom_op("good_elbo::output_layer", mutates_args=())

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.models.kernels import tanh_backward
 from pipeline.models.networks import LOGITS, Gradient, Parameters
 from pipeline.models.output_layer import output_layer
 from pipeline.models.products import affine, layer_gradient, product
@@ -52,7 +51,7 @@ class Forward:
 
 
 def _linear(p: Parameters, name: str, rows: Tensor, tanh: bool = False) -> Tensor:
-    return affine(rows, p.weight[name], p.bias[name], tanh)
+    return affine(rows, p.weight[name], p.bias[name], tanh, p.arithmetic)
 
 
 def _hidden(p: Parameters, block: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,7 +117,7 @@ def forward(
         decoder.append(block)
     p1_hidden = _hidden(p, "p1", h[0].reshape(R, T * B, -1))
     weight, bias = p.weight[LOGITS], p.bias[LOGITS]
-    log_px, residual, d_p1_hidden = output_layer(p1_hidden[1], weight, bias, x, backward_follows)
+    log_px, residual, d_p1_hidden = output_layer(p1_hidden[1], weight, bias, x, backward_follows, p.arithmetic)
     return Forward(x, h, eps, q, decoder, p1_hidden, residual, d_p1_hidden, log_px, log_w + log_px)
 
 
@@ -136,9 +135,16 @@ def decode(p: Parameters, noise: list[Tensor]) -> Tensor:
     return decoder_logits(p, h)
 
 
-def _layer_gradient(g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None) -> None:
+def _layer_gradient(
+    p: Parameters, g: Gradient, name: str, inputs: Tensor, outgoing: Tensor, weight: Tensor | None
+) -> None:
     """Add d/d weight and d/d bias of sum_rows weight[row] * (row's log w), given d log w / d output of each row."""
-    g.add(name, *layer_gradient(inputs, outgoing, weight))
+    g.add(name, *layer_gradient(inputs, outgoing, weight, p.arithmetic))
+
+
+def _through(p: Parameters, name: str, outgoing: Tensor) -> Tensor:
+    """From d/d output of a layer, [R, rows, outputs], to d/d its input, [R, rows, inputs]."""
+    return product(outgoing, p.weight[name].mT, p.arithmetic)
 
 
 def _hidden_backward(
@@ -152,10 +158,10 @@ def _hidden_backward(
 ) -> Tensor:
     """Through the two tanh layers of a block, from d/d (second hidden) to d/d (first pre-activation)."""
     first, second = hidden
-    delta2 = tanh_backward(outgoing, second)
-    _layer_gradient(g, f"{block}.hidden2", first, delta2, weight)
-    delta1 = tanh_backward(product(delta2, p.weight[f"{block}.hidden2"].mT), first)
-    _layer_gradient(g, f"{block}.hidden1", inputs, delta1, weight)
+    delta2 = outgoing * (1 - second.square())
+    _layer_gradient(p, g, f"{block}.hidden2", first, delta2, weight)
+    delta1 = _through(p, f"{block}.hidden2", delta2) * (1 - first.square())
+    _layer_gradient(p, g, f"{block}.hidden1", inputs, delta1, weight)
     return delta1
 
 
@@ -164,9 +170,9 @@ def _gaussian_backward(
 ) -> Tensor:
     """Like `_hidden_backward`, from d/d mean and d/d log_std."""
     mean, log_std = f"{block.name}.mean", f"{block.name}.log_std"
-    _layer_gradient(g, mean, block.hidden[1], d_mean, weight)
-    _layer_gradient(g, log_std, block.hidden[1], d_log_std, weight)
-    outgoing = product(d_mean, p.weight[mean].mT) + product(d_log_std, p.weight[log_std].mT)
+    _layer_gradient(p, g, mean, block.hidden[1], d_mean, weight)
+    _layer_gradient(p, g, log_std, block.hidden[1], d_log_std, weight)
+    outgoing = _through(p, mean, d_mean) + _through(p, log_std, d_log_std)
     return _hidden_backward(p, g, block.name, block.inputs, block.hidden, outgoing, weight)
 
 
@@ -180,10 +186,10 @@ def backward(p: Parameters, f: Forward, weights: Weights) -> Gradient:
     # Decoder p(x | h1): from the logits of each sample down to h1.
     assert f.residual is not None, "forward(..., backward_follows=True) comes first"
     assert f.d_p1_hidden is not None
-    _layer_gradient(g, LOGITS, f.p1_hidden[1], f.residual, theta)
+    _layer_gradient(p, g, LOGITS, f.p1_hidden[1], f.residual, theta)
     h = [sample.reshape(R, T * B, -1) for sample in f.h]
     first = _hidden_backward(p, g, "p1", h[0], f.p1_hidden, f.d_p1_hidden, theta)
-    d_h = [product(first, p.weight["p1.hidden1"].mT)] + [torch.zeros_like(sample) for sample in h[1:]]
+    d_h = [_through(p, "p1.hidden1", first)] + [torch.zeros_like(sample) for sample in h[1:]]
 
     # Decoder p(h_l | h_(l+1)): the value h_l and the parameters that h_(l+1) gives.
     for block in f.p:
@@ -191,7 +197,7 @@ def backward(p: Parameters, f: Forward, weights: Weights) -> Gradient:
         u = (h[l - 1] - block.mean) / block.std
         d_h[l - 1] -= u / block.std
         first = _gaussian_backward(p, g, block, u / block.std, u.square() - 1, theta)
-        d_h[l] += product(first, p.weight[f"{block.name}.hidden1"].mT)
+        d_h[l] += _through(p, f"{block.name}.hidden1", first)
     d_h[-1] -= h[-1]
 
     # Encoders from the top. With h = mean + std * eps, log q's path and score parts cancel but for d/d log_std = 1;
@@ -205,7 +211,7 @@ def backward(p: Parameters, f: Forward, weights: Weights) -> Gradient:
         if l > 0:
             d_log_std = (through_std + 1).view(R, T * B, -1)
             first = _gaussian_backward(p, g, block, d_h[l], d_log_std, path)
-            d_h[l - 1] += product(first, p.weight[f"{block.name}.hidden1"].mT)
+            d_h[l - 1] += _through(p, f"{block.name}.hidden1", first)
             if not same:
                 rest = (path - score).view(R, T, B, 1)
                 d_mean, d_log_std = rest * eps / std, rest * (eps.square() - 1)

@@ -16,9 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.protocol import Protocol
+from pipeline.data.datasets import PIXELS
+from pipeline.experiments.protocol import Protocol
+from pipeline.models.products import IN_FLOAT32, Arithmetic
 
-PIXELS = 784
 HIDDEN_WIDTHS = (200, 100)
 """Width of the two deterministic layers on each side of stochastic layer 1, and of stochastic layer 2."""
 LOGITS = "p1.logits"
@@ -56,9 +57,11 @@ class Parameters:
     optimizer works on `flat` in one pass.
     """
 
-    def __init__(self, latent: tuple[int, ...], flat: Tensor) -> None:
+    def __init__(self, latent: tuple[int, ...], flat: Tensor, arithmetic: Arithmetic = IN_FLOAT32) -> None:
+        """`arithmetic`: how products with them are made."""
         self.latent = latent
         self.flat = flat
+        self.arithmetic = arithmetic
         self.weight: dict[str, Tensor] = {}
         self.bias: dict[str, Tensor] = {}
         start = 0

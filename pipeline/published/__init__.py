@@ -1,22 +1,32 @@
 """The papers' numbers, each with its source and a tag that says how far it can be trusted.
 
-Tags: `read` (in the paper), `quoted` (as several independent sources quote the paper) and `unverified` (remembered,
-not seen: shown greyed, never judged). The values lie beside this file as CSV.
+    read         in the paper itself, or in the source of its table
+    quoted       as two or more independent sources quote the paper
+    quoted once  as one source quotes it
+    derived      computed from two of the paper's numbers that are quoted
+    unverified   not checked against the paper: shown greyed, never judged
+    read off a plot   measured in one of the paper's figures: shown likewise, never judged
+
+The values lie beside this file as CSV. What others got who ran the same cell stands in `reruns.csv`. Those read off
+Rainforth's figures are in `plots.csv`, and so far few: the sweep over every M and beta is printed as curves alone. A
+row more there (with the metric `iwae_64`, `log_p_hat` or `kl_q_p`) stands hollow beside ours in the report.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
 
-from pipeline.results import RunResult
-from pipeline.spec import RunSpec
+from pipeline.experiments.spec import RunSpec
+from pipeline.records.results import RunResult
 
 FOLDER = Path(__file__).parent
-UNVERIFIED = "unverified"
+READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED = "read", "quoted", "quoted once", "derived", "unverified"
+READ_OFF = "read off a plot"
+TAGS = (READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED, READ_OFF)
 BURDA_TABLES = {
     "burda-table1": "burda_table1.csv",
     "burda-table2": "burda_table2.csv",
@@ -24,6 +34,10 @@ BURDA_TABLES = {
 }
 """Experiment -> file. Nats: `nll` (5000 samples, test set); counts: `active_units_1`, `active_units_2`."""
 RAINFORTH_TABLE = "rainforth_table1.csv"
+RAINFORTH_RUNS = 4
+LI_TURNER_TABLE = "li_turner.csv"
+PLOTS = "plots.csv"
+RERUNS = "reruns.csv"
 
 
 @dataclass(frozen=True)
@@ -65,20 +79,23 @@ class Place:
 
 @dataclass(frozen=True)
 class Published:
-    """A number of a paper; `sd` is over the paper's runs (four in Rainforth, none given in Burda)."""
+    """A number of a paper; `sd` is over the paper's `runs` (four in Rainforth; one in Burda, without an error)."""
 
     value: float
     sd: float | None
     source: str
     tag: str
+    runs: int = 1
+    quoted_by: str = ""
+    """Who quotes a number that was not read in the paper, as far as it is recorded."""
 
     @property
     def judged(self) -> bool:
-        return self.tag != UNVERIFIED
+        return self.tag not in (UNVERIFIED, READ_OFF)
 
 
 def burda_table(experiment: str) -> pd.DataFrame:
-    """One row a cell: dataset, layers, k, objective, nll, active_units_1, active_units_2, source, tag.
+    """One row per cell: dataset, layers, k, objective, nll, active_units_1, active_units_2, source, tag.
 
     `burda-table2` has also first_objective and first_k: what was trained before (missing in the first stage).
     """
@@ -87,8 +104,49 @@ def burda_table(experiment: str) -> pd.DataFrame:
 
 
 def rainforth_table() -> pd.DataFrame:
-    """One row a number: objective, M, K, parameter, metric, value, sd (nats; over 4 runs), source, tag."""
-    return pd.read_csv(FOLDER / RAINFORTH_TABLE)
+    """One row per number: objective, M, K, parameter, metric, value, sd (nats; over 4 runs), source, tag, quoted_by."""
+    return pd.read_csv(FOLDER / RAINFORTH_TABLE, keep_default_na=False, na_values={"parameter": "", "sd": ""})
+
+
+def rainforth_plots() -> pd.DataFrame:
+    """One row a number read off a figure: objective, M, K, parameter, metric, value (in its unit), source, tag."""
+    return pd.read_csv(FOLDER / PLOTS)
+
+
+def li_turner_table() -> pd.DataFrame:
+    """VR-max in Burda's setting: dataset, layers, k, nll (nats), source, tag."""
+    return pd.read_csv(FOLDER / LI_TURNER_TABLE)
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What somebody else got for a published cell."""
+
+    value: float | None
+    """Of the metric, nats; None where only the distance is recorded."""
+    distance: float
+    """From the published number, nats, without a sign."""
+    by: str
+
+
+@lru_cache(maxsize=1)
+def _reruns() -> dict[tuple[Place, str], tuple[Rerun, ...]]:
+    found: dict[tuple[Place, str], tuple[Rerun, ...]] = {}
+    for row in pd.read_csv(FOLDER / RERUNS).to_dict("records"):
+        parameter = None if pd.isna(row["parameter"]) else row["parameter"]
+        setting = Setting(row["objective"], row["M"], row["K"], parameter)
+        place = Place(row["experiment"], row["dataset"], row["layers"], setting)
+        published = published_values()[place, row["metric"]]
+        value = None if pd.isna(row["value"]) else float(row["value"])
+        distance = float(row["distance"]) if value is None else abs(value - published.value)
+        key = (place, row["metric"])
+        found[key] = (*found.get(key, ()), Rerun(value, distance, row["by"]))
+    return found
+
+
+def reruns_of(place: Place, metric: str) -> tuple[Rerun, ...]:
+    """What others got at a place; empty where nothing is known."""
+    return _reruns().get((place, metric), ())
 
 
 @lru_cache(maxsize=1)
@@ -100,11 +158,11 @@ def published_values() -> dict[tuple[Place, str], Published]:
     """
     values: dict[tuple[Place, str], Published] = {}
 
-    def enter(place: Place, metric: str, value: float, sd: float | None, source: str, tag: str) -> None:
-        values[place, metric] = Published(value, sd, source, tag)
+    def enter(place: Place, metric: str, published: Published) -> None:
+        values[place, metric] = published
         mirrored = {"nll": "log_p_hat", "log_p_hat": "nll"}.get(metric)
         if mirrored is not None:
-            values[place, mirrored] = Published(-value, sd, source, tag)
+            values[place, mirrored] = replace(published, value=-published.value)
 
     for experiment in BURDA_TABLES:
         for row in burda_table(experiment).to_dict("records"):
@@ -113,12 +171,21 @@ def published_values() -> dict[tuple[Place, str], Published]:
             place = Place(experiment, row["dataset"], row["layers"], Setting.burda(row["objective"], row["k"]))
             for metric in ("nll", "active_units_1", "active_units_2"):
                 if not pd.isna(row[metric]):
-                    enter(place, metric, float(row[metric]), None, row["source"], row["tag"])
+                    enter(place, metric, Published(float(row[metric]), None, row["source"], row["tag"]))
+    for row in rainforth_plots().to_dict("records"):
+        parameter = None if pd.isna(row["parameter"]) else row["parameter"]
+        place = Place("rainforth-table1", "mnist", 1, Setting(row["objective"], row["M"], row["K"], parameter))
+        enter(place, row["metric"], Published(row["value"], None, row["source"], row["tag"], RAINFORTH_RUNS))
+    # After the figures, whose numbers a table's are better than.
     for row in rainforth_table().to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
         place = Place("rainforth-table1", "mnist", 1, Setting(row["objective"], row["M"], row["K"], parameter))
         sd = None if pd.isna(row["sd"]) else row["sd"]
-        enter(place, row["metric"], row["value"], sd, row["source"], row["tag"])
+        published = Published(row["value"], sd, row["source"], row["tag"], RAINFORTH_RUNS, row["quoted_by"])
+        enter(place, row["metric"], published)
+    for row in li_turner_table().to_dict("records"):
+        place = Place("later-estimators", row["dataset"], row["layers"], Setting("vr-max", 1, row["k"]))
+        enter(place, "nll", Published(row["nll"], None, row["source"], row["tag"]))
     return values
 
 

@@ -6,42 +6,64 @@ import math
 import re
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from pipeline.experiments.names import CohortKey
+from pipeline.experiments.spec import CohortSpec
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
-from pipeline.reporting import ablation, later, plane, provenance, render, tables
-from pipeline.reporting.ais import ais_tables
-from pipeline.reporting.cells import NOT_RUN, PAPER_SCALE, TOLERANCE, Cells, gather, metric_of
-from pipeline.reporting.claims import FAILS, HOLDS, NOT_DECIDED, UNDECIDED, ClaimResult, decide_claims
-from pipeline.reporting.drawing import Figure
-from pipeline.reporting.figures import all_figures
-from pipeline.reporting.snr import gradient_claims, gradient_figures, load_toy, slopes_table
-from pipeline.reporting.tables import DASH, Table
-from pipeline.results import METRICS, RUNS, TOY, RunResult
-from pipeline.spec import CohortSpec
+from pipeline.records.results import METRICS, RUNS, TOY, RunResult
+from pipeline.reporting.evidence.cells import NOT_RUN, PAPER_SCALE, gather, metric_of, objective_name
+from pipeline.reporting.evidence.claims import (
+    FAILS,
+    FAILS_ASSUMED,
+    HOLDS,
+    HOLDS_ASSUMED,
+    NOT_DECIDED,
+    UNDECIDED,
+    ClaimResult,
+    decide_claims,
+)
+from pipeline.reporting.evidence.toy import load_toy
+from pipeline.reporting.evidence.verdicts import MARGIN
+from pipeline.reporting.forms import render, strips, tables
+from pipeline.reporting.forms.drawing import THEME, Figure
+from pipeline.reporting.forms.numbers import DASH
+from pipeline.reporting.forms.section import Section
+from pipeline.reporting.forms.tables import Table
+from pipeline.reporting.readme import in_short
+from pipeline.reporting.report import Report
+from pipeline.reporting.sections import beyond, bias, density, depth, gradients, made, posterior, provenance, sweep
+from pipeline.reporting.sections.answer import cards
+from pipeline.reporting.sections.claims import claims_forest
+from pipeline.reporting.sections.gradients import gradient_claims
 
-DECISIONS = (HOLDS, FAILS, UNDECIDED, NOT_DECIDED, NOT_RUN)
+SECTIONS: tuple[Callable[[Report], Section], ...] = (
+    density.section,
+    bias.section,
+    posterior.section,
+    sweep.section,
+    gradients.section,
+    beyond.section,
+    made.section,
+)
+"""The questions of the report, in their order on the page."""
+DECISIONS = (HOLDS, HOLDS_ASSUMED, FAILS, FAILS_ASSUMED, UNDECIDED, NOT_DECIDED, NOT_RUN)
 WORDS = {
     HOLDS: ("holds", "hold"),
+    HOLDS_ASSUMED: (HOLDS_ASSUMED, HOLDS_ASSUMED.replace("holds", "hold")),
     FAILS: ("does not hold", "do not hold"),
+    FAILS_ASSUMED: (FAILS_ASSUMED, FAILS_ASSUMED.replace("does", "do")),
     UNDECIDED: ("is undecided", "are undecided"),
 }
 """Decision -> how one claim and several are said to stand."""
 TEMPLATE = "page.html"
-PARTS = {
-    "gradients": ("toy_slopes",),
-    "diagnostics": ("ais",),
-    "beyond": ("later_estimators", "protocol_ablation", "mk_plane", "other_runs"),
-}
-"""Section of the page -> tables that stand there; any other stands beside the papers'."""
-FOLD_FROM = 15
-"""Rows from which a table that no paper has is folded."""
+POINTS_PER_PIXEL = 0.75
 
 
 @dataclass(frozen=True)
@@ -49,6 +71,8 @@ class Family:
     """The claims of one kind: how many were decided how, and between which effects ours and the paper's lie."""
 
     name: str
+    by: str
+    """Whose claim it is."""
     counts: tuple[tuple[str, int], ...]
     ours: str
     paper: str
@@ -65,95 +89,96 @@ class Behind:
 
 
 def build_report(
-    results: list[RunResult], scale: str, folder: Path, planned: Sequence[CohortSpec] = (), elsewhere: str | None = None
+    results: list[RunResult],
+    scale: str,
+    folder: Path,
+    planned: Sequence[CohortSpec] = (),
+    scales: Sequence[str] = (),
+    under_way: Sequence[RunResult] = (),
+    judged: bool | None = None,
 ) -> Path:
-    """Write `index.html`, `tables/`, `figures/` and `metrics/` under `folder`; what an earlier one left is removed.
+    """Write `index.html`, `README.md`, `tables/`, `figures/` and `metrics/` under `folder`.
 
-    `planned`: the scale's grid, so that cells which were not run are listed too. `elsewhere`: another scale whose page
-    to name where this one has no results. Equal arguments give equal bytes. Returns the page's path.
+    What an earlier report left there is removed.
+
+    `planned`: the scale's grid, so that cells which were not run are listed too. `scales`: every scale that has a page
+    beside this one's, to switch between. `under_way`: runs that are not as deep as the scale takes them. `judged`:
+    whether claims are decided on its numbers (None: at the papers' scale alone). Equal arguments give equal bytes.
+    Returns the page's path.
     """
-    cells = gather(results)
-    toy = load_toy(folder / "results")
-    decided = [*decide_claims(cells, scale), *gradient_claims(cells, toy, scale)]
-    shown = [*all_tables(results, cells, decided, scale), *slopes_table(toy), *ais_tables(folder / "results")]
-    sections = all_figures(results, cells, decided) | {"gradients": gradient_figures(cells, toy)}
-    made = {
-        "cells": provenance.cells(results, planned),
-        "cohorts": provenance.cohorts(results),
-        "machines": provenance.machines(results),
-        "protocol": provenance.protocol(results),
-        "data": provenance.data(results),
-    }
+    report = gathered(results, scale, folder / "results", planned, under_way, judged)
+    sections = [section(report) for section in SECTIONS]
+    claims, forest = tables.claims(report.claims), claims_forest(report.claims)
     for name in ("tables", "figures", "metrics"):
         shutil.rmtree(folder / name, ignore_errors=True)
         # Git keeps no empty folder, and DVC misses an output that is not there.
         write_text(folder / name / ".gitkeep", "")
-    for table in shown:
-        write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
-        write_text(folder / "tables" / f"{table.name}.md", render.to_markdown(table))
-        write_text(folder / "tables" / f"{table.name}.tex", render.to_latex(table))
-    for table in made.values():
-        write_text(folder / "tables" / f"{table.name}.csv", render.to_csv(table))
-    for result in results:
-        write_json(folder / "metrics" / f"{result.cell.partition('/')[2]}.json", key_numbers(result))
-    for section in sections.values():
-        for figure in section.figures:
+    for table in (claims, *(table for section in sections for table in section.tables)):
+        for kind in table.kinds:
+            write_text(folder / "tables" / f"{table.name}.{kind}", render.FORMATS[kind](table))
+    for figure in (forest, *(figure for section in sections for figure in section.figures)):
+        if isinstance(figure, Figure):
             write_figure(folder / "figures", figure)
-    by_name = {table.name: table for table in shown}
-    claims = by_name.pop("claims")
-    diagnostics = by_name.pop("diagnostics")
-    elsewhere_shown = {name for names in PARTS.values() for name in names}
-    parts = {"papers": tuple(name for name in by_name if name not in elsewhere_shown), **PARTS}
-    known = [i for i, result in enumerate(decided) if result.effect is not None]
-    own = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(own), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    page = environment.get_template(TEMPLATE).render(
-        scale=scale,
-        comparable=scale == PAPER_SCALE,
-        elsewhere=elsewhere,
-        runs=len(results),
-        cohorts=len({result.cohort for result in results}),
-        unfinished=[result for result in results if result.status != "finished"],
-        verdict=verdict_in_words(decided, scale),
-        measured=provenance.measured(results),
-        families=families(claims),
-        claims=claims,
-        claims_run=select_rows(claims, known),
-        claims_not_run=select_rows(claims, [i for i in range(len(decided)) if i not in set(known)]),
-        diagnostics=diagnostics,
-        fold_from=FOLD_FROM,
-        tables={part: [by_name[name] for name in names if name in by_name] for part, names in parts.items()},
-        sections=sections,
-        made=made,
-        deviations=provenance.deviations(results),
-        tolerance=TOLERANCE,
-        example=next(iter({**{c.key: c for c in planned}, **{r.cohort: r for r in results}}), None),
-        behind=lambda figure: behind(figure, results),
-        to_html=render.to_html,
-        sort=render.sort_attribute,
-        inline_svg=inline_svg,
-        style=Markup((own / "page.css").read_text(encoding="utf-8")),
-        script=Markup((own / "page.js").read_text(encoding="utf-8")),
-    )
-    write_text(folder / "index.html", page)
+    for result in results:
+        write_json(folder / "metrics" / f"{result.name.within_scale}.json", key_numbers(result))
+    write_text(folder / "index.html", render_page(report, sections, claims, scales))
+    pictured = [figure for section in sections for figure in section.figures]
+    write_text(folder / "README.md", in_short(report, progress(report), caveat(report), pictured))
     return folder / "index.html"
 
 
-def all_tables(results: list[RunResult], cells: Cells, decided: list[ClaimResult], scale: str) -> list[Table]:
-    """Every table of the report but those of runs' gradients and of AIS, in its order."""
-    beyond = [later.table(cells), ablation.table(cells), plane.table(cells), tables.other_runs(cells, scale)]
-    return [
-        tables.claims(decided),
-        tables.burda(cells, "burda-table1", scale),
-        tables.burda_table2(cells, scale),
-        tables.burda(cells, "burda-table3", scale),
-        tables.rainforth(cells, scale),
-        tables.every_objective(cells, scale),
-        *(table for table in beyond if table),
-        tables.diagnostics(results),
-    ]
+def gathered(
+    results: list[RunResult],
+    scale: str,
+    folder: Path,
+    planned: Sequence[CohortSpec] = (),
+    under_way: Sequence[RunResult] = (),
+    judged: bool | None = None,
+) -> Report:
+    """What the sections are made from; `folder`: `reports/<scale>/results`."""
+    cells, toy = gather(results), load_toy(folder)
+    judged = scale == PAPER_SCALE if judged is None else judged
+    decided = [*decide_claims(cells, judged, planned), *gradient_claims(cells, toy, judged)]
+    return Report(scale, judged, results, list(under_way), cells, decided, toy, planned, folder)
+
+
+def render_page(report: Report, sections: Sequence[Section], claims: Table, scales: Sequence[str]) -> str:
+    """The page as one self-contained text."""
+    results, scale = report.results, report.scale
+    known = [i for i, result in enumerate(report.claims) if result.effect is not None]
+    here = Path(__file__).parent
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE).render(
+        scale=scale,
+        scales=scales,
+        progress=progress(report),
+        caveat=caveat(report),
+        cards=cards(report),
+        legend=[(objective, shape, objective_name(objective)) for objective, shape in strips.SHAPES.items()],
+        strip=strips.to_html,
+        unfinished=[result for result in results if not result.is_finished],
+        verdict=verdict_in_words(report.claims, report.judged),
+        families=families(claims),
+        claims=claims,
+        claims_run=select_rows(claims, known),
+        claims_not_run=select_rows(claims, [i for i in range(len(report.claims)) if i not in set(known)]),
+        sections=sections,
+        deviations=provenance.deviations(results),
+        tolerance=MARGIN,
+        comparable=report.comparable,
+        example=next(iter({**{c.key: c for c in report.planned}, **{r.cohort: r for r in results}}), None),
+        behind=lambda figure: behind(figure, results),
+        kind_of=lambda item: type(item).__name__,
+        formats={"csv": "CSV", "md": "Markdown", "tex": "LaTeX", "svg": "SVG", "png": "PNG"},
+        to_html=render.to_html,
+        sort=render.sort_attribute,
+        inline_svg=inline_svg,
+        schematic=Markup((here / "schematic.svg").read_text(encoding="utf-8")),
+        style=Markup((here / "page.css").read_text(encoding="utf-8")),
+        script=Markup((here / "page.js").read_text(encoding="utf-8")),
+    )
 
 
 def key_numbers(run: RunResult) -> dict[str, float]:
@@ -176,15 +201,15 @@ def write_figure(folder: Path, figure: Figure) -> None:
 def inline_svg(figure: Figure) -> Markup:
     """The `<svg>` element alone, named for screen readers, so that it can stand in a page."""
     svg = figure.svg[figure.svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     # Matplotlib numbers its groups alike in every figure; an id may stand on a page once.
     used = set(re.findall(r"#([\w.-]+)[\")]", svg))
     svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
-    # A narrow figure spread over the page would have letters larger than the text's.
-    width = round(1.4 * float(re.findall(r'width="([\d.]+)pt"', svg)[0]))
-    label = Markup('<svg role="img" style="max-width: min({}px, 100%)" aria-label="{}. {}"').format(
-        width, figure.title, figure.caption
-    )
+    for colour, name in THEME.items():
+        svg = svg.replace(f": {colour}", f": {name}")
+    # At its own size, so that letters are as large as they were meant; a narrow screen scrolls.
+    width = round(float(re.findall(r'width="([\d.]+)pt"', svg)[0]) / POINTS_PER_PIXEL)
+    svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
+    label = Markup('<svg role="img" style="width: {}px" aria-label="{}. {}"').format(width, figure.title, figure.see)
     return Markup(svg.replace("<svg", label, 1))
 
 
@@ -213,8 +238,8 @@ def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
     if named == {(TOY,)}:
         return [Behind(TOY, (), f"results/{TOY}/{METRICS}")]
     return [
-        Behind(key.partition("/")[2], tuple(run.spec.name for run in runs), f"results/{key.partition('/')[2]}/{RUNS}")
-        for key, runs in provenance.by_cohort(own).items()
+        Behind(name, tuple(run.spec.name for run in runs), f"results/{name}/{RUNS}")
+        for name, runs in ((CohortKey.of(key).name, runs) for key, runs in provenance.by_cohort(own).items())
     ]
 
 
@@ -230,11 +255,41 @@ def select_rows(table: Table, rows: list[int]) -> Table:
     )
 
 
-def verdict_in_words(decided: Sequence[ClaimResult], scale: str) -> str:
+def progress(report: Report) -> str:
+    """How much of the scale is done."""
+    planned = sum(len(cohort.runs) for cohort in report.planned)
+    done = sum(result.is_finished for result in report.results)
+    of = f" of {planned}" if planned else ""
+    said = f"{report.scale.capitalize()} scale: {done}{of} runs finished"
+    if report.under_way:
+        epochs = [run.epochs for run in report.under_way]
+        ends = " to ".join(dict.fromkeys(depth.whole_epochs(end) for end in (min(epochs), max(epochs))))
+        goal = depth.whole_epochs(max(depth.planned_epochs(run) for run in report.under_way))
+        said += f", {len(report.under_way)} on their way (after {ends} of {goal} epochs)"
+    return f"{said}."
+
+
+def caveat(report: Report) -> str:
+    """What the numbers of the scale are worth, said once."""
+    if not report.results:
+        return f"The pictures hold the papers' numbers; dvc repro report@{report.scale} adds ours."
+    measured = f"Measured with {provenance.measured(report.results)}."
+    if report.comparable:
+        return measured
+    if report.judged:
+        reached = depth.whole_epochs(max(run.epochs for run in report.results))
+        return (
+            f"The claims are decided as they stand after {reached} of the papers' {depth.FULL:,} epochs; numbers stand "
+            f"beside the papers', not judged by them. {measured}"
+        )
+    return f"It shows that everything works: no claim is judged, no number is comparable with the papers'. {measured}"
+
+
+def verdict_in_words(decided: Sequence[ClaimResult], judged: bool) -> str:
     """The answer in a sentence or two."""
     counts = Counter(result.decision for result in decided)
     not_run = f" {counts[NOT_RUN]} claims wait for runs." if counts[NOT_RUN] else ""
-    if scale != PAPER_SCALE:
+    if not judged:
         shown = len(decided) - counts[NOT_RUN]
         effects = f" {shown} of {len(decided)} claims have their runs: effects are shown, none is judged."
         return f"No claim is decided at this scale.{effects if shown else ''}"
@@ -264,6 +319,7 @@ def families(claims: Table) -> list[Family]:
             found.append(
                 Family(
                     f"{name}, {unit}" if family["unit"].nunique() > 1 else str(name),
+                    str(own["by"].iloc[0]),
                     tuple((decision, counts[decision]) for decision in DECISIONS if counts[decision]),
                     _range(own["ours"].tolist(), own["effect"].astype(float).tolist(), str(unit)),
                     _range(own["papers"].tolist(), papers.astype(float).tolist(), str(unit)),

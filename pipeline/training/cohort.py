@@ -11,14 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import load_dataset
-from pipeline.device import Machine
-from pipeline.interruption import stop_requested
-from pipeline.spec import CohortSpec, RunSpec
-from pipeline.training.device_stack import stack_for
-from pipeline.training.state import Job
+from pipeline.data.datasets import load_dataset, verified_dataset
+from pipeline.experiments.spec import CohortSpec, RunSpec
+from pipeline.objectives import check_estimator
+from pipeline.records.run_folder import Job
+from pipeline.training.engines import stack_for
 from pipeline.training.train import Progress, initial_state, train
-from pipeline.workers import run_parallel
+from pipeline.work.interruption import stop_requested
+from pipeline.work.machine import Machine
+from pipeline.work.workers import run_parallel
 
 TIMED_STEPS = 5
 FIXED_SHARE = 7
@@ -51,10 +52,11 @@ def _train_stack(
     data: Path,
     machine: Machine,
     facts: dict[str, Any],
+    wait_seconds: float,
 ) -> None:
     images = device_images(data, machine.device)
     facts = {**facts, "stacked": len(jobs)}
-    train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds, machine.engine)
+    train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds, machine.engine, wait_seconds)
 
 
 def train_jobs(
@@ -64,13 +66,20 @@ def train_jobs(
     facts: dict[str, Any],
     on_progress: Callable[[Progress], None],
     started: Callable[[], None],
+    wait_seconds: float = 0.0,
 ) -> None:
     """Train all unfinished jobs of a cohort. `data`: the binarized dataset's folder; `facts` goes into every run.json.
 
+    `wait_seconds`: for each run that another process trains.
+
     Raises: UserError with what went wrong in each stack that failed; Stopped after SIGINT or SIGTERM.
     """
-    task = partial(_train_stack, data=data, machine=machine, facts=facts)
-    waiting = stacks([job for job in jobs if not job.is_finished], machine)
+    verified_dataset(data)
+    for job in jobs:
+        check_estimator(job.spec.objective, job.spec.M, job.spec.K, job.spec.parameter)
+    task = partial(_train_stack, data=data, machine=machine, facts=facts, wait_seconds=wait_seconds)
+    # Two names may be one trajectory: it is trained once.
+    waiting = stacks(list({job.digest: job for job in jobs if not job.is_finished}.values()), machine)
     run_parallel(
         task,
         waiting,

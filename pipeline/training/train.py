@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,26 +18,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.experiments.schedule import history_steps
+from pipeline.models.gradient import estimator_key
 from pipeline.models.networks import initial_weights
-from pipeline.schedule import history_steps, stage_ends
-from pipeline.training.device_stack import stack_for
-from pipeline.training.optimizer import second_moment_start
-from pipeline.training.stack import Stack, estimator_key
-from pipeline.training.state import (
-    CHECKPOINT,
+from pipeline.records.run_folder import (
     HISTORY_COLUMNS,
     Job,
     RunState,
+    checkpoint_path,
+    checkpoint_step,
     continued_state,
-    finish_run,
-    load_checkpoint,
+    heal,
     save_checkpoint,
-    save_weights,
+    stored_state,
+    write_waypoint,
 )
+from pipeline.training.engines import AUTO, stack_for
+from pipeline.training.optimizer import second_moment_start
+from pipeline.training.stack import Stack
+from pipeline.work.interruption import Interrupted
+from pipeline.work.locks import Busy, locked
 
-
-class Interrupted(Exception):
-    """Training was asked to stop; every run's state is on disk."""
+DATA = "data"
+"""The fact that is the whole of dataset.json: kept once a run, not once a stretch."""
+REPORT_SECONDS = 2.0
+"""How often runs tell how far they are between two points of their curves, which lie far apart late in training."""
 
 
 @dataclass(frozen=True)
@@ -66,102 +72,204 @@ def train(
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
     checkpoint_seconds: float,
-    engine: str = "auto",
+    engine: str = AUTO,
+    wait_seconds: float | None = 0.0,
 ) -> None:
-    """Train the jobs as one stack, each from its checkpoint or its start, and write their run directories.
+    """Train the jobs as one stack, each from its deepest state in the store or its start, to its depth.
 
     `images`: [N, 784] uint8 on the device to train on. `facts` goes into every run.json beside what is measured here.
-    `engine`: on a GPU, how updates are run: a key of `device_stack.ENGINES`, or `auto` for the first that works.
+    `engine`: how updates are made, as of `stack_for`.
+    `wait_seconds`: for each run that another process trains; None where the caller holds the runs' locks.
     Runs that stand at different steps (after a kill between two checkpoints) train apart until they meet.
 
-    Raises: Interrupted, with all states on disk, soon after `stop()` turns true.
+    Raises: Interrupted, with all states on disk, soon after `stop()` turns true; Busy, when all others are done, where
+    another process trains one of the runs.
     """
-    states: dict[str, RunState] = {}
-    for job in jobs:
-        if job.is_finished:
+    with ExitStack() as locks:
+        claimed, busy = _claimed(jobs, locks, wait_seconds)
+        states: dict[str, RunState] = {}
+        for job in claimed:
+            state = stored_state(job) or initial_state(job, images)
+            state.started = state.started or _now()
+            _begin_stretch(state, {**_without_data(facts), **_machine_facts(images.device)})
+            states[job.digest] = state
+            report(Progress(job.spec.name, state.step, list(state.history)))
+        while waiting := [job for job in claimed if job.digest in states]:
+            group, until = _next_group(waiting, states)
+            together = [states[job.digest] for job in group]
+            stack = stack_for([job.spec for job in group], together, images, engine)
+            for state in together:
+                state.stretches[-1]["engine"] = stack.engine
+            _Lockstep(stack, group, together, facts.get(DATA), report, stop, checkpoint_seconds).advance_to(until)
+            for job in group:
+                if states[job.digest].step == job.spec.total_steps:
+                    del states[job.digest]
+                    report(Progress(job.spec.name, job.spec.total_steps, [], finished=True))
+    if busy:
+        raise Busy("\n".join(busy))
+
+
+def _claimed(jobs: list[Job], locks: ExitStack, wait_seconds: float | None) -> tuple[list[Job], list[str]]:
+    """The unfinished runs of these jobs whose locks `locks` now holds; and a line for each that another process has."""
+    claimed, busy = [], []
+    # Two names may be one trajectory: it is trained once.
+    for job in {job.digest: job for job in jobs}.values():
+        try:
+            if wait_seconds is not None:
+                locks.enter_context(run_lock(job, wait_seconds))
+        except Busy as error:
+            busy.append(str(error))
             continue
-        state = load_checkpoint(job.folder / CHECKPOINT) or initial_state(job, images)
-        state.started = state.started or datetime.now(UTC).isoformat(timespec="seconds")
-        states[job.digest] = state
-        report(Progress(job.spec.name, state.step, list(state.history)))
-    while waiting := [job for job in jobs if job.digest in states]:
-        low = min(states[job.digest].step for job in waiting)
-        group = [job for job in waiting if states[job.digest].step == low]
-        ahead = [states[job.digest].step for job in waiting if states[job.digest].step > low]
-        until = min([*ahead, *(job.spec.total_steps for job in group)])
-        group.sort(key=lambda job: estimator_key(job.spec))
-        own = [states[job.digest] for job in group]
-        stack = stack_for([job.spec for job in group], own, images, engine)
-        _train_lockstep(stack, group, own, until, report, stop, checkpoint_seconds)
-        for job in group:
-            if states[job.digest].step == job.spec.total_steps:
-                _finish(job, states.pop(job.digest), images.device, {**facts, "engine": stack.engine})
-                report(Progress(job.spec.name, job.spec.total_steps, [], finished=True))
+        heal(job)
+        if not job.is_finished:
+            claimed.append(job)
+    return claimed, busy
 
 
-def _train_lockstep(
-    stack: Stack,
-    jobs: list[Job],
-    states: list[RunState],
-    until: int,
-    report: Callable[[Progress], None],
-    stop: Callable[[], bool],
-    checkpoint_seconds: float,
-) -> None:
-    """Advance the runs of a stack to update number `until`."""
-    points = [set(history_steps(job.spec)) for job in jobs]
-    ends = [stage_ends(job.spec) for job in jobs]
-    events = sorted({step for step in set().union(*points, *map(set, ends)) if stack.step < step <= until} | {until})
-    before = [state.seconds for state in states]
-    start = last_checkpoint = time.monotonic()
+def _next_group(waiting: list[Job], states: dict[str, RunState]) -> tuple[list[Job], int]:
+    """The runs that are furthest behind, and the update to take them to: where they meet others, or one ends."""
+    low = min(states[job.digest].step for job in waiting)
+    group = [job for job in waiting if states[job.digest].step == low]
+    ahead = [states[job.digest].step for job in waiting if states[job.digest].step > low]
+    until = min([*ahead, *(job.spec.total_steps for job in group)])
+    return sorted(group, key=lambda job: estimator_key(job.spec)), until
 
-    def checkpoint() -> None:
-        stack.write_back(states)
-        for job, state, seconds in zip(jobs, states, before, strict=True):
-            state.seconds = seconds + time.monotonic() - start
-            save_checkpoint(job.folder / CHECKPOINT, state)
 
-    def pause() -> None:
-        nonlocal last_checkpoint
-        if stop():
-            checkpoint()
+def _without_data(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if key != DATA}
+
+
+def run_lock(job: Job, wait_seconds: float) -> AbstractContextManager[None]:
+    """Keeps every other process from training a run; the worker that trains it holds it.
+
+    Raises: Busy naming the process that has it.
+    """
+    return locked(job.folder.parent / "locks" / f"{job.digest}.lock", f"{job.spec.name} ({job.digest})", wait_seconds)
+
+
+class _Lockstep:
+    """Takes the runs of a stack from event to event: points of their curves, and waypoints."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        jobs: list[Job],
+        states: list[RunState],
+        data: Any,
+        report: Callable[[Progress], None],
+        stop: Callable[[], bool],
+        checkpoint_seconds: float,
+    ) -> None:
+        """`data`: what is known of the runs' dataset, for run.json."""
+        self._stack, self._jobs, self._states, self._data = stack, jobs, states, data
+        self._report, self._stop, self._checkpoint_seconds = report, stop, checkpoint_seconds
+        self._points = [set(history_steps(job.spec)) for job in jobs]
+        self._waypoints = [set(job.waypoints) for job in jobs]
+        self._checkpoints = [checkpoint_path(job) for job in jobs]
+        self._before = [(state.seconds, state.stretches[-1]["wall_s"]) for state in states]
+        self._start = self._last_checkpoint = self._last_report = time.monotonic()
+
+    def advance_to(self, until: int) -> None:
+        """Make the updates up to number `until`.
+
+        Raises: Interrupted, with all states on disk, soon after `stop()` turns true.
+        """
+        stack, ends = self._stack, {job.spec.total_steps for job in self._jobs}
+        ahead = set().union(*self._points, *self._waypoints)
+        for event in sorted({step for step in ahead if stack.step < step <= until} | {until}):
+            while stack.step < event:
+                stack.advance(min(event - stack.step, stack.steps_between_checks))
+                # At the event itself its files and points come first: a state on disk has none outstanding.
+                if stack.step < event:
+                    self._pause()
+            self._keep(event)
+            if event not in ends:
+                self._pause()
+        if any(stack.step < end for end in ends):
+            self._checkpoint()
+
+    def _keep(self, event: int) -> None:
+        """Take the points and write the waypoints that are due after update number `event`."""
+        took = time.monotonic() - self._start
+        rows = [
+            [self._stack.take_history_point(r, state, self._before[r][0] + took)] if event in self._points[r] else []
+            for r, state in enumerate(self._states)
+        ]
+        if any(event in steps for steps in self._waypoints):
+            self._bring_up_to_date()
+        every = zip(self._jobs, self._states, self._waypoints, self._checkpoints, strict=True)
+        for job, state, steps, path in every:
+            if event in steps:
+                write_waypoint(job, state, {**training_facts(job, state), DATA: self._data})
+                if checkpoint_step(path) <= event:
+                    path.unlink(missing_ok=True)
+        for job, new in zip(self._jobs, rows, strict=True):
+            if new:
+                self._report(Progress(job.spec.name, event, new))
+
+    def _bring_up_to_date(self) -> None:
+        """Have in the states what the stack holds, and how long it took."""
+        self._stack.write_back(self._states)
+        took = time.monotonic() - self._start
+        for state, (seconds, wall) in zip(self._states, self._before, strict=True):
+            state.seconds = seconds + took
+            state.stretches[-1] |= {"to": state.step, "wall_s": round(wall + took, 3), "finished": _now()}
+            if state.diverged_at is None and not bool(torch.isfinite(state.flat).all()):
+                state.diverged_at = state.step
+
+    def _checkpoint(self) -> None:
+        self._bring_up_to_date()
+        for job, state, path in zip(self._jobs, self._states, self._checkpoints, strict=True):
+            save_checkpoint(path, state, job.digest)
+
+    def _pause(self) -> None:
+        """Look up from the work: whether to stop, to save, to tell how far it is."""
+        if self._stop():
+            self._checkpoint()
             raise Interrupted
-        if time.monotonic() - last_checkpoint > checkpoint_seconds:
-            checkpoint()
-            last_checkpoint = time.monotonic()
-            for job in jobs:
-                report(Progress(job.spec.name, stack.step, []))
-
-    for event in events:
-        while stack.step < event:
-            stack.advance(min(event - stack.step, stack.steps_between_checks))
-            # At the event itself its files and points come first: a state on disk has none outstanding.
-            if stack.step < event:
-                pause()
-        for r, (job, state) in enumerate(zip(jobs, states, strict=True)):
-            if event in ends[r]:
-                path = job.folder / f"stage-{ends[r].index(event)}.safetensors"
-                save_weights(path, job.spec.latent, stack.parameters.flat[r])
-            if event in points[r]:
-                row = stack.take_history_point(r, state, before[r] + time.monotonic() - start)
-                report(Progress(job.spec.name, stack.step, [row]))
-        pause()
-    checkpoint()
+        now = time.monotonic()
+        if now - self._last_checkpoint > self._checkpoint_seconds:
+            self._checkpoint()
+            self._last_checkpoint = time.monotonic()
+        if now - self._last_report > REPORT_SECONDS:
+            self._last_report = now
+            for job in self._jobs:
+                self._report(Progress(job.spec.name, self._stack.step, []))
 
 
-def _finish(job: Job, state: RunState, device: torch.device, facts: dict[str, Any]) -> None:
-    measured = {
-        "steps": state.step,
-        "epochs": state.step / job.spec.steps_per_epoch,
-        "wall_s": round(state.seconds, 3),
-        "started": state.started,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _machine_facts(device: torch.device) -> dict[str, Any]:
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    finish_run(job, state, {**facts, **measured})
+
+
+def _begin_stretch(state: RunState, facts: dict[str, Any]) -> None:
+    """Training goes on here: in the last stretch where all is as it was then, else in one of its own."""
+    times = ("from", "to", "wall_s", "started", "finished", "engine")
+    if state.stretches and {k: v for k, v in state.stretches[-1].items() if k not in times} == facts:
+        return
+    opened = {"from": state.step, "to": state.step, "wall_s": 0.0, "started": _now(), "finished": _now()}
+    state.stretches.append({**facts, **opened})
+
+
+def training_facts(job: Job, state: RunState) -> dict[str, Any]:
+    """How a run came to where it is: the facts of its last stretch, its length and time, and every stretch."""
+    last = {key: value for key, value in state.stretches[-1].items() if key not in ("from", "to")}
+    return {
+        **last,
+        "steps": state.step,
+        "epochs": state.step / job.spec.steps_per_epoch,
+        "wall_s": round(state.seconds, 3),
+        "started": state.started,
+        "stretches": state.stretches,
+    }
 
 
 def history_rows(rows: list[list[float]]) -> list[dict[str, float]]:

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.data.datasets import DATASETS, dataset_info, load_dataset
+from pipeline.data.catalogue import DATASETS, dataset_info
+from pipeline.data.datasets import load_dataset, verified_dataset
 from pipeline.errors import UserError
+from pipeline.files import sha256_file
 
 
 @pytest.fixture
@@ -76,9 +78,9 @@ def test_a_missing_file_names_the_stage(file: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "what"),
     [
-        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "corrupt"),
-        (lambda p: p.write_bytes(b""), "corrupt"),
-        (lambda p: p.write_bytes(b"not numpy at all"), "corrupt"),
+        (lambda p: p.write_bytes(p.read_bytes()[:-100]), "not an array of numpy"),
+        (lambda p: p.write_bytes(b""), "not an array of numpy"),
+        (lambda p: p.write_bytes(b"not numpy at all"), "not an array of numpy"),
         (lambda p: np.save(p, np.ones((6, 784), np.float32)), "holds float32"),
         (lambda p: np.save(p, np.ones((5, 784), np.uint8)), r"holds uint8 \[5, 784\]"),
     ],
@@ -98,7 +100,20 @@ def test_a_damaged_dataset_json_is_one_sentence(content: str, folder: Path) -> N
 
 def test_loading_needs_numpy_alone() -> None:
     """Training runs on machines that have none of these."""
-    heavy = ("scipy", "PIL", "pooch", "requests")
+    heavy = ("scipy", "PIL", "requests")
     code = f"import pipeline.data.datasets, sys; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_whoever_trains_or_evaluates_verifies_the_arrays(folder: Path) -> None:
+    """A reversed order of the training images is other data, whatever its type and shape."""
+    info = json.loads((folder / "dataset.json").read_text())
+    order = np.arange(6, dtype=np.uint8)[:, None] * np.ones(784, np.uint8)
+    np.save(folder / "train_images.npy", order)
+    info["sha256"] = {path.name: sha256_file(path) for path in folder.glob("*.npy")}
+    (folder / "dataset.json").write_text(json.dumps(info))
+    assert np.array_equal(verified_dataset(folder).train_images, order)
+    np.save(folder / "train_images.npy", order[::-1])
+    with pytest.raises(UserError, match=r"train_images\.npy: damaged: .*; delete it and run `dvc repro b"):
+        verified_dataset(folder)

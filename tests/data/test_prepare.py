@@ -11,9 +11,10 @@ import pytest
 import scipy.io
 
 from pipeline.data import sources
-from pipeline.data.datasets import DATASETS, Dataset, load_dataset
+from pipeline.data.catalogue import DATASETS
+from pipeline.data.datasets import Dataset, load_dataset
 from pipeline.data.prepare import binarize, draw_bits
-from pipeline.data.sources import VARIANTS, Download, Mirror, Session
+from pipeline.data.sources import Download, Mirror, Session
 from pipeline.errors import UserError
 from pipeline.files import write_json
 
@@ -28,7 +29,7 @@ def prepared(mirror_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     for name in DATASETS:
         raw = root / "raw" / name
         session = Session(Mirror(mirror_folder, first=True), root, print)
-        variant = VARIANTS[name][-1]
+        variant = DATASETS[name].variants[-1]
         files = tuple(sources.obtain(file, raw, session) for file in variant.files)
         write_json(raw / "source.json", asdict(Download(name, variant.title, files)))
         binarize(name, raw, root / "binarized" / name, SEED)
@@ -63,7 +64,7 @@ def test_dataset_json_has_the_digests_of_the_files(name: str, prepared: dict[str
     named = [found[key] for key in sorted(found) if key != "train_labels.npy"]
     assert data.digest == hashlib.sha256("".join(named).encode()).hexdigest()
     assert {path.name for path in folder.iterdir()} == {*found, "dataset.json"}
-    assert data.info["variant"] == data.info["sources"]["variant"] == VARIANTS[name][-1].title
+    assert data.info["variant"] == data.info["sources"]["variant"] == DATASETS[name].variants[-1].title
 
 
 @pytest.mark.parametrize("name", ["mnist", "omniglot"])

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.datasets import Dataset
 from pipeline.errors import UserError
-from pipeline.evaluation.classifier import DigitReader, load_reader, reader_path, save_reader, train_reader
+from pipeline.evaluation.classifier import DigitReader, has_reader, load_reader, reader_path, save_reader, train_reader
 
 CPU = torch.device("cpu")
 
@@ -80,5 +80,9 @@ def test_an_unreadable_reader_is_named(content: bytes | None, tmp_path: Path) ->
     path = tmp_path / "reader.safetensors"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(UserError, match=r"reader\.safetensors: not a digit reader .*delete it and evaluate again"):
+    with pytest.raises(UserError, match=r"reader\.safetensors: (damaged, or not a file of this project's|missing)"):
         load_reader(path)
+    assert not has_reader(path)
+    assert not path.exists()
+    save_reader(path, make_dataset(), CPU)
+    assert has_reader(path)

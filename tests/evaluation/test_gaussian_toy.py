@@ -25,8 +25,8 @@ from pipeline.evaluation.gaussian_toy import (
     weighted_gradients,
 )
 from pipeline.evaluation.snr import estimate_snr
+from pipeline.experiments.spec import ToySpec
 from pipeline.objectives import OBJECTIVES
-from pipeline.spec import ToySpec
 
 CPU = torch.device("cpu")
 Q_STD = math.sqrt(2 / 3)
@@ -191,7 +191,7 @@ def test_slopes_on_the_toy() -> None:
 
 def test_decoder_slope_approaches_its_limit() -> None:
     toy = make_toy(0)
-    sizes = np.array([2.0**i for i in range(8, 16)])
+    sizes = np.array([2.0**i for i in range(10, 18)])
     squares = np.array([float(asymptotic_snr_iwae(toy, 1, int(K))["mu"].square().mean()) for K in sizes])
     assert fitted_slope(sizes, squares, np.zeros(8))[0] == pytest.approx(0.5, abs=1e-3)
 

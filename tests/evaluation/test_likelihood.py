@@ -9,9 +9,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.likelihood import Block, doubling_bounds, likelihoods, model_log_weights, summarize
+from pipeline.evaluation.images import Images
+from pipeline.evaluation.likelihood import (
+    Block,
+    doubling_bounds,
+    likelihoods,
+    model_log_weights,
+    plain_log_weights,
+    summarize,
+)
+from pipeline.models import compiled_step
 from pipeline.models.log_weights import forward
 from pipeline.models.networks import Parameters, count_parameters
+from tests.conftest import numbered
 
 NODES = 101
 
@@ -62,14 +72,14 @@ def test_estimate_agrees_with_quadrature_and_bounds_rise(layers: int) -> None:
     exact = exact_log_p(p, images)
     samples = 5000
     log_w = model_log_weights(p, 0)
-    ours = torch.from_numpy(likelihoods(log_w, images, samples, 64).log_p_hat)
-    weights = torch.cat([log_w(images, 50, 0, number) for number in range(samples // 50)]).double()
+    ours = torch.from_numpy(likelihoods(log_w, numbered(images), samples, 64).log_p_hat)
+    weights = torch.cat([log_w(numbered(images), first, 50) for first in range(0, samples, 50)]).double()
     # Delta method: the standard error of log mean w is that of w over its mean.
     relative = (weights - torch.logsumexp(weights, 0) + math.log(samples)).exp()
     error = relative.std(0) / math.sqrt(samples)
     assert (error < 0.2).all(), "the test's own model must be one that 5000 samples can estimate"
     assert ((ours - exact).abs() < 3 * error + 1e-4).all(), (ours - exact, error)
-    bounds = [likelihoods(log_w, images, samples, k) for k in (1, 8, 64, 1000)]
+    bounds = [likelihoods(log_w, numbered(images), samples, k) for k in (1, 8, 64, 1000)]
     means = [float(b.bound.mean()) for b in bounds]
     assert means == sorted(means)
     assert means[0] == pytest.approx(float(bounds[0].elbo.mean()), abs=1e-4)
@@ -124,15 +134,15 @@ def test_exactly_so_many_samples_are_used_however_they_are_split() -> None:
     matrix = torch.randn(5003, len(images), generator=torch.Generator().manual_seed(5))
     taken: list[int] = []
 
-    def log_w(own: Tensor, samples: int, block: int, number: int) -> Tensor:
+    def log_w(some: Images, first: int, samples: int) -> Tensor:
+        assert first == sum(taken)
         taken.append(samples)
-        first = sum(taken[:-1])
-        return matrix[first : first + samples, : len(own)]
+        return matrix[first : first + samples, : len(some)]
 
     results = []
     for chunk in (50, 64, 5003, 7):
         taken.clear()
-        results.append(likelihoods(log_w, images, 5003, 64, block_of=Block(20, chunk)).log_p_hat)
+        results.append(likelihoods(log_w, numbered(images), 5003, 64, block_of=Block(20, chunk)).log_p_hat)
         assert sum(taken) == 5003
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-6)
@@ -156,9 +166,41 @@ def test_masked_units_leave_the_model(layers: int) -> None:
     assert not torch.allclose(masked, forward(wide, x, eps).log_w, atol=0.1)
 
 
-def test_same_noise_for_every_model_and_new_noise_for_every_block() -> None:
+def test_same_noise_for_every_model_and_new_noise_for_every_image_and_sample() -> None:
     p, images = tiny_model(1)
-    log_w = model_log_weights(p, 0)
-    assert torch.equal(log_w(images, 50, 2, 1), model_log_weights(p, 0)(images, 50, 2, 1))
-    for block, number in ((3, 1), (2, 2)):
-        assert not torch.equal(log_w(images, 50, block, number), log_w(images, 50, 2, 1))
+    alike = Images(images[:1].expand(2, -1), torch.tensor([4, 9]))
+    log_w = model_log_weights(p, 0)(alike, 0, 50)
+    assert torch.equal(log_w, model_log_weights(p, 0)(alike, 0, 50))
+    # Of fifty, a few may be alike by chance.
+    assert int(torch.isclose(log_w[:, 0], log_w[:, 1]).sum()) < 10
+    assert not torch.equal(log_w, model_log_weights(p, 1)(alike, 0, 50))
+    assert len(log_w[:, 0].unique()) > 45
+
+
+@pytest.mark.skipif(isinstance(compiled_step.library(), str), reason=f"no compiled step: {compiled_step.library()}")
+@pytest.mark.parametrize("latent", [(50,), (100, 50), (3, 5)])
+@pytest.mark.parametrize("masked", [False, True])
+def test_compiled_log_weights_are_the_plain_ones(latent: tuple[int, ...], masked: bool) -> None:
+    """Blocks of up to twenty images and larger ones; a block again, and another one after it."""
+    generator = torch.Generator().manual_seed(0)
+    p = Parameters(latent, 0.1 * torch.randn(1, count_parameters(latent), generator=generator))
+    images = numbered(torch.bernoulli(torch.full((45, 784), 0.3), generator=generator))
+    active = [(torch.arange(units) % 3 != 1).float() for units in latent] if masked else None
+    ours, plain = model_log_weights(p, 3, active), plain_log_weights(p, 3, active)
+    few, others = images[np.arange(3, 16)], images[np.arange(20, 40)]
+    for own, first, samples in ((few, 0, 9), (few, 9, 2), (others, 5, 6), (images, 0, 5)):
+        torch.testing.assert_close(ours(own, first, samples), plain(own, first, samples), rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("latent", [(1,), (50,), (3, 5)])
+def test_estimates_depend_neither_on_blocks_nor_on_other_images(latent: tuple[int, ...]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    p = Parameters(latent, 0.1 * torch.randn(1, count_parameters(latent), generator=generator))
+    images = numbered(torch.bernoulli(torch.full((7, 784), 0.3), generator=generator))
+    whole = likelihoods(model_log_weights(p, 3), images, 131, 64, Block(7, 131))
+    parts = likelihoods(model_log_weights(p, 3), images, 131, 64, Block(3, 17))
+    some = likelihoods(model_log_weights(p, 3), images[np.array([5, 2])], 131, 64)
+    np.testing.assert_allclose(parts.log_p_hat, whole.log_p_hat, rtol=0, atol=2e-4)
+    np.testing.assert_allclose(some.log_p_hat, whole.log_p_hat[[5, 2]], rtol=0, atol=2e-4)
+    other_seed = likelihoods(model_log_weights(p, 4), images, 131, 64)
+    assert (np.abs(other_seed.log_p_hat - whole.log_p_hat) > 1e-3).any()

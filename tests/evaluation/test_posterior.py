@@ -17,8 +17,11 @@ from pipeline.evaluation.posterior import (
     measure_spread,
     posterior_grid,
     reconstructions,
+    sample_weights,
+    samples_of_q,
 )
 from pipeline.models.networks import Parameters, count_parameters
+from tests.conftest import numbered
 
 
 def tiny_model(latent: tuple[int, ...] = (2,)) -> tuple[Parameters, Tensor]:
@@ -109,22 +112,33 @@ def test_decoding_against_plain_layers(latent: tuple[int, ...]) -> None:
     # With no spread every sample is the reconstruction.
     p.weight["q1.log_std"].zero_()
     p.bias["q1.log_std"][:] = -30.0
-    same = decoded_samples(p, images, 4, 1, "a")
+    same = decoded_samples(p, numbered(images), 4, 1, "a")
     assert same.shape == (4, 5, 784)
     np.testing.assert_allclose(same, reconstructions(p, images).expand(4, -1, -1), atol=1e-5)
     p.bias["q1.log_std"][:] = 0.0
-    first = decoded_samples(p, images, 4, 1, "a")
-    assert torch.equal(first, decoded_samples(p, images, 4, 1, "a"))
-    assert not torch.allclose(first, decoded_samples(p, images, 4, 1, "b"))
+    first = decoded_samples(p, numbered(images), 4, 1, "a")
+    assert torch.equal(first, decoded_samples(p, numbered(images), 4, 1, "a"))
+    assert not torch.allclose(first, decoded_samples(p, numbered(images), 4, 1, "b"))
     assert not torch.allclose(first[0], first[1])
     assert log_std.shape[-1] == latent[0]
+
+
+def test_weights_of_samples_against_plain_densities() -> None:
+    p, images = tiny_model()
+    h = samples_of_q(p, numbered(images), 3, 1, "a")
+    found = sample_weights(p, images, h)
+    assert found.shape == (3, len(images))
+    for n, x in enumerate(images):
+        mean, log_std = plain_layers(p, "q1", x.double(), ["mean", "log_std"])
+        log_q = torch.distributions.Normal(mean, log_std.exp()).log_prob(h[:, n].double()).sum(-1)
+        np.testing.assert_allclose(found[:, n], plain_log_joint(p, x, h[:, n].double()) - log_q, atol=1e-3)
 
 
 def test_spread_counts_active_units_and_reads_every_sample() -> None:
     p, images = tiny_model()
     p.weight["q1.log_std"].zero_()
     p.bias["q1.log_std"][0, 0] = torch.tensor([-1.0, -3.0])
-    many = images.repeat(21, 1)  # more than one pass
+    many = numbered(images.repeat(21, 1))  # more than one pass
     reader = DigitReader(
         {
             "hidden": torch.zeros(784, 3),
@@ -144,7 +158,7 @@ def test_spread_counts_active_units_and_reads_every_sample() -> None:
     assert first.digits is not None
     assert first.digits.shape == (105, DECODED_SAMPLES)
     assert (first.digits == 7).all()
-    decoded = decoded_samples(p, many[:50], DECODED_SAMPLES, 0, "0").numpy()
+    decoded = decoded_samples(p, many[np.arange(50)], DECODED_SAMPLES, 0, "spread").numpy()
     np.testing.assert_allclose(first.decoded_sd[:50], np.sqrt(decoded.var(0, ddof=1).mean(-1)), rtol=1e-4)
     p.bias["q1.log_std"][0, 0] = torch.tensor([0.0, 0.0])
     assert (measure_spread(p, many, torch.ones(2), None, 0).decoded_sd > first.decoded_sd).mean() > 0.9

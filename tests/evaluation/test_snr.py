@@ -10,28 +10,30 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.evaluation.evaluate import evaluate_run
+from pipeline.draws.streams import Stream
+from pipeline.evaluation.evaluate import evaluate_run, save_evaluation
 from pipeline.evaluation.snr import (
     BLOCKS,
     Moments,
     checkpoints,
     directional_ratio,
     estimate_snr,
+    fresh_batches,
     jackknife,
     mean_snr,
     mean_square_snr,
     network_gradients,
+    one_batch,
     parameter_snr,
 )
+from pipeline.experiments.schedule import stage_ends
+from pipeline.experiments.spec import EvaluationSpec, Stage
 from pipeline.files import read_json
 from pipeline.models.log_weights import forward
 from pipeline.models.networks import Parameters, initial_weights
 from pipeline.objectives import OBJECTIVES
-from pipeline.randomness import Randomness
-from pipeline.schedule import stage_ends
-from pipeline.spec import EvaluationSpec, Stage
-from pipeline.training.state import WEIGHTS, save_weights
-from tests.conftest import make_run
+from pipeline.records.run_folder import WEIGHTS, Job, RunState, save_weights, waypoint_name, write_waypoint
+from tests.conftest import make_run, material_of
 
 
 def draws(count: int, parameters: int, snr: float = 0.5, seed: int = 0) -> Tensor:
@@ -122,9 +124,11 @@ def test_network_gradients_are_autograds(objective: str, M: int, K: int, latent:
     run = make_run(objective, M, K, latent=latent, precision="float64")
     flat = initial_weights(latent, replace(run.protocol, identical_initial_layers=False), 1, np.full(784, 0.2)).double()
     images = (torch.rand((3, 784), generator=torch.Generator().manual_seed(0)) < 0.3).double()
-    drawn = network_gradients(flat, run, images, seed=5)(7, 2)
-    randomness = Randomness(flat.device)
-    noise = [randomness.normal((2, run.T, 3, u), 5, f"snr{l + 1}", 7).double() for l, u in enumerate(latent)]
+    drawn = network_gradients(flat, run, one_batch(images), seed=5)(7, 2)
+    noise = [
+        torch.stack([Stream(5, f"snr{l}", flat.device).normal(number, (run.T, 3, u)).double() for number in (7, 8)])
+        for l, u in enumerate(latent, start=1)
+    ]
     entry = OBJECTIVES[objective]
     for r in range(2):
         p = Parameters(latent, flat.unsqueeze(0).clone().requires_grad_())
@@ -138,6 +142,16 @@ def test_network_gradients_are_autograds(objective: str, M: int, K: int, latent:
             torch.testing.assert_close(drawn["encoder"][r], of_bound[0, :encoder], rtol=1e-9, atol=1e-12)
 
 
+def test_gradients_do_not_depend_on_how_many_are_drawn_at_once() -> None:
+    run = make_run("iwae", 1, 3)
+    flat = initial_weights(run.latent, run.protocol, 0, np.full(784, 0.2))
+    images = (torch.rand((2, 784), generator=torch.Generator().manual_seed(0)) < 0.3).float()
+    draw = network_gradients(flat, run, one_batch(images), seed=5)
+    together, apart = draw(0, 4)["encoder"], torch.cat([draw(0, 1)["encoder"], draw(1, 3)["encoder"]])
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-6)
+    assert not torch.isclose(together[0], together[1]).all()
+
+
 def test_more_groups_help_and_more_samples_hurt_the_encoder() -> None:
     """At one point: VAE(16, 1) above MIWAE(4, 4) above IWAE(1, 16), each by more than its errors."""
     images = (torch.rand((4, 784), generator=torch.Generator().manual_seed(0)) < 0.2).float()
@@ -145,36 +159,68 @@ def test_more_groups_help_and_more_samples_hurt_the_encoder() -> None:
     for objective, M, K in (("vae", 16, 1), ("miwae", 4, 4), ("iwae", 1, 16)):
         run = make_run(objective, M, K)
         flat = initial_weights(run.latent, run.protocol, 0, np.full(784, 0.2))
-        found.append(estimate_snr(network_gradients(flat, run, images, 0), 32, 4)["encoder"])
+        found.append(estimate_snr(network_gradients(flat, run, one_batch(images), 0), 32, 4)["encoder"])
     for better, worse in pairwise(found):
         assert better.snr - worse.snr > 5 * np.hypot(better.snr_se, worse.snr_se)
         assert better.dsnr - worse.dsnr > 5 * np.hypot(better.dsnr_se, worse.dsnr_se)
+
+
+def test_fresh_batches_are_training_images_binarized_anew(grey_images: NDArray[np.uint8]) -> None:
+    batches = fresh_batches(grey_images, 5, torch.device("cpu"), torch.float32)
+    drawn = batches(torch.arange(40))
+    assert drawn.shape == (40, 20, 784)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    # Those of one number are the same, whichever others are asked for.
+    assert torch.equal(drawn[7], batches(torch.tensor([7]))[0])
+    assert not torch.equal(drawn[7], drawn[8])
+    assert float(drawn.mean()) == pytest.approx(grey_images.mean() / 255, rel=0.03)
+    # An all-on image among black ones is met as often as it should be: 3 of 600.
+    planted = np.zeros_like(grey_images)
+    planted[[4, 300, 599]] = 255
+    met = fresh_batches(planted, 5, torch.device("cpu"), torch.float32)(torch.arange(400))
+    assert float(met[:, :, 0].mean()) == pytest.approx(3 / 600, abs=4 * (3 / 600 / 8000) ** 0.5)
+
+
+def test_minibatches_that_vary_lower_the_snr() -> None:
+    """A VAE with many samples has little noise of its own: at one batch its SNR is high, over minibatches it is not."""
+    run = make_run("vae", 16, 1)
+    flat = initial_weights(run.latent, run.protocol, 0, np.full(784, 0.2))
+    grey = np.random.default_rng(0).integers(0, 256, (50, 784)).astype(np.uint8)
+    fresh = fresh_batches(grey, 0, flat.device, torch.float32)
+    fixed = one_batch(fresh(torch.arange(1))[0])
+    same, varied = (estimate_snr(network_gradients(flat, run, own, 0), 32, 8) for own in (fixed, fresh))
+    for group in ("encoder", "decoder"):
+        assert varied[group].snr < same[group].snr
 
 
 def test_checkpoints_of_a_run(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     run = make_run(max_steps=45, schedule=(Stage(1, 1e-3), Stage(3, 1e-3), Stage(9, 1e-3)))
     assert stage_ends(run) == [10, 40]
     flats = {name: torch.randn(initial_weights(run.latent, run.protocol, 0, np.full(784, 0.5)).shape) for name in "abc"}
-    for name, flat in zip(("stage-0.safetensors", "stage-1.safetensors", WEIGHTS), flats.values(), strict=True):
-        save_weights(tmp_path / name, run.latent, flat)
-    found = list(checkpoints(tmp_path, run, grey_images))
+    folder = tmp_path / waypoint_name(45)
+    for steps, flat in zip((10, 40, 45), flats.values(), strict=True):
+        save_weights(tmp_path / waypoint_name(steps) / WEIGHTS, run.latent, flat, "digest", steps)
+    found = list(checkpoints(folder, run, grey_images))
     assert [step for step, _ in found] == [0, 10, 40, 45]
     for (_, weights), flat in zip(found[1:], flats.values(), strict=True):
         assert torch.equal(weights, flat)
     mean = grey_images[:200].mean(0, dtype=np.float64) / 255
     assert torch.equal(found[0][1], initial_weights(run.latent, run.protocol, run.seed, mean))
     whole = replace(run, max_steps=40)
-    assert [step for step, _ in checkpoints(tmp_path, whole, grey_images)] == [0, 10, 40]
-    assert [step for step, _ in checkpoints(tmp_path, replace(run, continues="a/b"), grey_images)] == [10, 40, 45]
+    assert [step for step, _ in checkpoints(tmp_path / waypoint_name(40), whole, grey_images)] == [0, 10, 40]
+    assert [step for step, _ in checkpoints(folder, replace(run, continues="a/b"), grey_images)] == [10, 40, 45]
 
 
 def test_evaluation_adds_gradient_snr_where_asked_for(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     run = make_run(K=2, max_steps=5)
     mean = grey_images[:200].mean(0, dtype=np.float64) / 255
-    save_weights(tmp_path / WEIGHTS, run.latent, initial_weights(run.latent, run.protocol, 0, mean))
-    spec = EvaluationSpec(1, 4, 2, test_images=4, train_images=0, pruned=False, snr_gradients=16)
-    bits = (grey_images[500:] > 127).astype(np.uint8)
-    evaluate_run(tmp_path, run, spec, grey_images, bits, torch.device("cpu"), tmp_path / "evaluation", {})
+    flat = initial_weights(run.latent, run.protocol, 0, mean)
+    state = RunState(5, flat, torch.zeros_like(flat), torch.zeros_like(flat))
+    job = Job(run, "digest", tmp_path, None)
+    write_waypoint(job, state, {})
+    spec = EvaluationSpec(1, 4, 2, test_images=4, train_images=0, pruned_images=0, snr_gradients=16)
+    evaluation = evaluate_run(job.finished, run, spec, material_of(grey_images), torch.device("cpu"))
+    save_evaluation(tmp_path / "evaluation", evaluation, {})
     with np.load(tmp_path / "evaluation.npz") as arrays:
         assert arrays["snr/step"].tolist() == [0, 5]
         # The same weights at both: images and noise are the same too.
@@ -183,4 +229,5 @@ def test_evaluation_adds_gradient_snr_where_asked_for(grey_images: NDArray[np.ui
         assert {f"snr/{name}{end}" for name in names for end in ("", "_se")} <= set(arrays.files)
     metrics = read_json(tmp_path / "evaluation.json")["metrics"]
     assert metrics["snr_gradients"] == 16
+    assert {f"{name}_fresh{end}" for name in names for end in ("", "_se")} <= set(metrics)
     assert all(metrics[name] > 0 for name in names)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.models.log_weights import backward, decode, encode, forward
 from pipeline.models.networks import Parameters, initial_weights
 from pipeline.objectives import OBJECTIVES, Weights
-from pipeline.protocol import PROTOCOLS
 
 
 def problem(latent: tuple[int, ...], T: int, runs: int) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
     generator = torch.Generator().manual_seed(0)
     mean = torch.rand(784, generator=generator, dtype=torch.float64).numpy()
-    flat = torch.stack([initial_weights(latent, PROTOCOLS["paper"], seed, mean) for seed in range(runs)])
+    flat = torch.stack([initial_weights(latent, PROTOCOLS["paper-text"], seed, mean) for seed in range(runs)])
     x = torch.bernoulli(torch.full((runs, 20, 784), 0.3), generator=generator)
     return flat, x, [torch.randn(runs, T, 20, units, generator=generator) for units in latent]
 
@@ -22,7 +22,7 @@ def problem(latent: tuple[int, ...], T: int, runs: int) -> tuple[torch.Tensor, t
 @pytest.mark.parametrize("objective", ["iwae", "piwae", "iwae-dreg"])
 @pytest.mark.parametrize("runs", [1, 2])
 @pytest.mark.parametrize("latent", [(50,), (100, 50), (2,)])
-def test_single_precision(path: str, latent: tuple[int, ...], runs: int, objective: str) -> None:
+def test_single_precision(latent: tuple[int, ...], runs: int, objective: str) -> None:
     flat, x, eps = problem(latent, T=6, runs=runs)
 
     def run(dtype: torch.dtype) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -44,13 +44,13 @@ def test_single_precision(path: str, latent: tuple[int, ...], runs: int, objecti
         torch.testing.assert_close(ours.double(), expected, rtol=1e-3, atol=1e-5 * float(expected.abs().max()) + 1e-6)
 
 
-def test_known_encoding_changes_nothing(path: str) -> None:
+def test_known_encoding_changes_nothing() -> None:
     flat, x, eps = problem((50,), T=3, runs=1)
     p = Parameters((50,), flat)
     assert torch.equal(forward(p, x, eps, encoded=encode(p, x)).log_w, forward(p, x, eps).log_w)
 
 
-def test_decoding_inverts_nothing_but_follows_the_noise(path: str) -> None:
+def test_decoding_inverts_nothing_but_follows_the_noise() -> None:
     """Logits of two ancestral draws differ, equal noise gives equal logits, and shapes are those of images."""
     flat, _, _ = problem((100, 50), T=1, runs=1)
     p = Parameters((100, 50), flat)

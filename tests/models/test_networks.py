@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.experiments.protocol import PROTOCOLS, Protocol
 from pipeline.models.networks import Parameters, count_parameters, flatten, initial_weights, network
-from pipeline.protocol import PROTOCOLS, Protocol
 
-CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper"]
+CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper-text"]
 MEAN = np.linspace(0, 1, 784)
 
 

@@ -10,7 +10,8 @@ import torch
 from torch.nn.functional import softplus
 
 from pipeline.models import fused
-from pipeline.models.output_layer import output_layer
+from pipeline.models.output_layer import bernoulli, output_layer
+from pipeline.models.products import Arithmetic
 from tests.conftest import ROOT
 
 
@@ -33,9 +34,8 @@ def check(kernel: bool) -> None:
         if shared:
             by_sample = logits.detach().view(R, T, B, pixels)
             expected = (images.double().unsqueeze(1) * by_sample).sum(-1) - softplus(by_sample).sum(-1)
-        with fused.fused_output(kernel):
-            assert fused.wanted(hidden) == kernel
-            log_px, residual, d_hidden = output_layer(hidden, weight, bias, images, backward_follows=True)
+        arithmetic = Arithmetic(fused_output=kernel)
+        log_px, residual, d_hidden = output_layer(hidden, weight, bias, images, True, arithmetic)
         torch.testing.assert_close(log_px.double(), expected.detach(), rtol=1e-5, atol=1e-3)
         if not shared:
             assert residual is not None
@@ -66,3 +66,13 @@ def test_kernel_under_the_interpreter() -> None:
     environment = {"TRITON_INTERPRET": "1", "PATH": "", "PYTHONPATH": ":".join(sys.path)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("target", [0.0, 1.0])
+def test_a_diverged_network_shows(bad: float, target: float) -> None:
+    logits = torch.zeros(1, 1, 784)
+    logits[0, 0, 3] = bad
+    log_px, _ = bernoulli(logits, torch.full((1, 1, 784), target), residual=True)
+    harmless = bad == float("inf") if target == 1.0 else bad == float("-inf")
+    assert harmless or not torch.isfinite(log_px).all()

@@ -5,7 +5,17 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from pipeline.published import Place, Setting, burda_table, published_at, published_values, rainforth_table
+from pipeline.published import (
+    TAGS,
+    Place,
+    Setting,
+    burda_table,
+    published_at,
+    published_values,
+    rainforth_plots,
+    rainforth_table,
+    reruns_of,
+)
 
 COLUMNS = [("vae", 1), ("iwae", 1), ("vae", 5), ("iwae", 5), ("vae", 50), ("iwae", 50)]
 BURDA = {
@@ -96,6 +106,87 @@ def test_burda_table_2_has_both_stages() -> None:
     assert second.value == 86.02
 
 
+def source_tag(setting: Setting, metric: str) -> str:
+    """How many sources quote a number: two or more unless said here."""
+    if (setting, metric) == (Setting("miwae", 4, 16), "kl_q_p"):
+        return "derived"
+    once = {
+        *((Setting("piwae", 8, 8), own) for own in RAINFORTH),
+        *((Setting("ciwae", 1, 64, 0.5), own) for own in RAINFORTH),
+        (Setting("ciwae", 1, 64, 0.05), "log_p_hat"),
+        (Setting("miwae", 4, 16), "iwae_64"),
+    }
+    return "quoted once" if metric == "kl_q_p" or (setting, metric) in once else "quoted"
+
+
+def test_a_derived_number_is_the_difference_of_two_quoted_ones() -> None:
+    place = Place("rainforth-table1", "mnist", 1, Setting("miwae", 4, 16))
+    bound, likelihood, kl = (published_at(place, metric) for metric in ("iwae_64", "log_p_hat", "kl_q_p"))
+    assert bound is not None
+    assert likelihood is not None
+    assert kl is not None
+    assert kl.value == pytest.approx(bound.value - likelihood.value)
+    assert "-85.60 + 84.56" in kl.source
+
+
+def test_who_quotes_is_named_where_it_is_recorded() -> None:
+    def quoted_by(objective: str, M: int, K: int, parameter: float | None = None) -> str:
+        published = published_at(Place("rainforth-table1", "mnist", 1, Setting(objective, M, K, parameter)), "nll")
+        assert published is not None
+        return published.quoted_by
+
+    assert quoted_by("piwae", 8, 8) == "pythae's model card reproduced_piwae"
+    assert quoted_by("ciwae", 1, 64, 0.05) == "pythae's model card reproduced_ciwae"
+    assert quoted_by("vae", 64, 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "layers", "k", "nll"),
+    [
+        ("mnist", 1, 5, 85.42),
+        ("mnist", 1, 50, 84.81),
+        ("mnist", 2, 5, 84.04),
+        ("mnist", 2, 50, 83.44),
+        ("omniglot", 1, 5, 106.33),
+        ("omniglot", 1, 50, 105.05),
+        ("omniglot", 2, 5, 104.71),
+        ("omniglot", 2, 50, 103.72),
+    ],
+)
+def test_vr_max_of_li_and_turner(dataset: str, layers: int, k: int, nll: float) -> None:
+    published = published_at(Place("later-estimators", dataset, layers, Setting("vr-max", 1, k)), "nll")
+    assert published is not None
+    assert (published.value, published.tag, published.sd) == (nll, "read", None)
+    assert "1602.02311" in published.source
+
+
+def test_reruns_by_others() -> None:
+    """Three model cards with values, and the reproduction record with distances; * is Burda's own code."""
+    for setting, value, published in (
+        (Setting("miwae", 8, 8), -85.09, -84.97),
+        (Setting("piwae", 8, 8), -84.58, -84.46),
+        (Setting("ciwae", 1, 64, 0.05), -84.74, -84.57),
+    ):
+        (one,) = reruns_of(Place("rainforth-table1", "mnist", 1, setting), "log_p_hat")
+        assert (one.value, one.distance) == (value, pytest.approx(published - value))
+        assert "pythae" in one.by
+    record = {
+        ("burda-table1", "mnist", 1): ".25 .02 .29 .01 .05",
+        ("burda-table1", "mnist", 2): ".26 .46 .79 .41/.03* .08",
+        ("burda-table1", "omniglot", 1): "2.97 - 5.7 6.1/.18* 1.16/.01*",
+        ("burda-table1", "omniglot", 2): "3.8 - 5.2 .15* 5.1/.13*",
+        ("burda-table3", "fixed-mnist", 1): "1.16 1.02 1.73 .02 .03",
+        ("burda-table3", "fixed-mnist", 2): "1.27 1.24 1.43 .59 .55",
+    }
+    settings = [("vae", 1), ("vae", 5), ("vae", 50), ("iwae", 5), ("iwae", 50)]
+    for where, line in record.items():
+        for (objective, k), text in zip(settings, line.split(), strict=True):
+            found = reruns_of(Place(*where, Setting.burda(objective, k)), "nll")
+            shown = "/".join(f"{one.distance:.2f}{'*' if 'code' in one.by else ''}" for one in found)
+            parts = [part for part in text.split("/") if part != "-"]
+            assert shown == "/".join(f"{float(part.rstrip('*')):.2f}{'*' * part.count('*')}" for part in parts)
+
+
 @pytest.mark.parametrize("metric", RAINFORTH)
 def test_rainforth_table_1(metric: str) -> None:
     for setting, (value, sd, unverified) in zip(RAINFORTH_SETTINGS, RAINFORTH[metric], strict=True):
@@ -103,13 +194,26 @@ def test_rainforth_table_1(metric: str) -> None:
         assert published is not None
         assert (published.value, published.sd) == (value, sd)
         assert published.judged is not unverified
-        assert published.tag == ("unverified" if unverified else "quoted")
+        assert published.runs == 4
+        assert published.tag == ("unverified" if unverified else source_tag(setting, metric))
+
+
+def test_what_is_read_off_a_plot_is_shown_and_never_judged() -> None:
+    assert set(rainforth_plots()["tag"]) == {"read off a plot"}
+    vae, iwae = (
+        published_at(Place("rainforth-table1", "mnist", 1, setting), "snr_encoder")
+        for setting in (Setting("vae", 64, 1), Setting("iwae", 1, 64))
+    )
+    assert vae is not None
+    assert iwae is not None
+    assert (vae.value, iwae.value) == (0.825, 0.18)
+    assert not vae.judged
 
 
 def test_nothing_but_the_papers_numbers_is_there() -> None:
     assert [len(burda_table(f"burda-table{n}")) for n in (1, 2, 3)] == [24, 4, 12]
     assert len(rainforth_table()) == 24
-    assert {published.tag for published in published_values().values()} == {"read", "quoted", "unverified"}
+    assert {published.tag for published in published_values().values()} == set(TAGS)
     for frame in (*(burda_table(f"burda-table{n}") for n in (1, 2, 3)), rainforth_table()):
         assert frame["source"].str.contains("arXiv").all()
 

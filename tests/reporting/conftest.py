@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipeline.protocol import PROTOCOLS
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.schedule import burda_schedule
+from pipeline.experiments.spec import RunSpec, Stage
+from pipeline.records.results import RunResult, Waypoint, save_results
+from pipeline.reporting.evidence.cells import gather
+from pipeline.reporting.evidence.claims import decide_claims
+from pipeline.reporting.forms import tables
+from pipeline.reporting.forms.tables import Table
 from pipeline.reporting.page import build_report
-from pipeline.results import RunResult, save_results
-from pipeline.spec import RunSpec, Stage
+from pipeline.reporting.sections import beyond, density, later, plane, sweep, training
 
 Make = Callable[..., RunResult]
+SCALES = ("quick", "paper")
 
 
 def fabricate(
@@ -162,6 +170,8 @@ def fabricate_diagnostics(
         side = np.linspace(-2, 2, 21)
         density = -0.5 * ((side[:, None] / 0.5) ** 2 + (side / 0.25) ** 2)
         arrays |= {
+            "pictures/h": (centers[:, None] + rng.normal(0, q_sd, (10, 6, 2))).astype(np.float32),
+            "pictures/log_w": rng.normal(-150, 2, (10, 6)).astype(np.float32),
             "latent/mean": (centers[labels] + rng.normal(0, 0.3, (100, 2))).astype(np.float16),
             "posterior/center": centers[::2].astype(np.float32),
             "posterior/radius": np.full(5, 2, np.float32),
@@ -205,6 +215,72 @@ def fabricate_quick(scale: str = "quick", datasets: tuple[str, ...] = ("mnist",)
     return results
 
 
+def deepened(run: RunResult, epochs: int, planned: int = 0) -> RunResult:
+    """A run as it is after so many epochs of the papers' schedule, of `planned` ones, with its earlier waypoints."""
+    whole = tuple(burda_schedule(True))
+    steps = run.spec.train_images // 20
+    ends = [end for end in (1, 4, 13, 40, 121, 364, 1093, 3280) if end <= epochs]
+
+    def lift(at: int) -> float:
+        return 60 / np.sqrt(at) - 60 / np.sqrt(epochs)
+
+    waypoints = tuple(
+        Waypoint(
+            steps=at * steps,
+            epochs=float(at),
+            status="finished",
+            evaluation={"seed": 123},
+            metrics={
+                **{key: run.metrics[key] for key in ("num_samples", "test_images", "nll_se")},
+                **{key: value for key, value in run.metrics.items() if key.startswith("active_units_")},
+                "nll": run.metrics["nll"] + lift(at),
+                "log_p_hat": run.metrics["log_p_hat"] - lift(at),
+            },
+            arrays={"log_p_hat": run.arrays["log_p_hat"] - lift(at)},
+        )
+        for at in ends
+        if at < epochs
+    )
+    spec = replace(run.spec, schedule=whole, max_steps=epochs * steps)
+    training = {**run.training, "steps": epochs * steps, "epochs": float(epochs)}
+    return replace(run, spec=spec, training=training, waypoints=waypoints, planned_steps=(planned or epochs) * steps)
+
+
+def fabricate_overnight() -> list[RunResult]:
+    """Every cell of the papers after 40 epochs, with the waypoints before."""
+    runs = fabricate_quick("overnight", ("mnist", "omniglot", "fixed-mnist"))
+    return [deepened(run, 40) for run in runs]
+
+
+def fabricate_paper() -> tuple[list[RunResult], list[RunResult]]:
+    """Part of Burda's Table 1: some cells at the full schedule, others after 364 epochs."""
+    done = [make_burda(*setting) for setting in (("vae", 1, 1, 86.7), ("iwae", 1, 50, 84.9), ("vae", 50, 1, 86.4))]
+    on_their_way = [make_burda("iwae", 1, 5, 87.7), make_burda("vae", 5, 1, 88.6)]
+    return [deepened(run, 3280) for run in done], [deepened(run, 364, 3280) for run in on_their_way]
+
+
+def make_burda(objective: str, M: int, K: int, nll: float) -> RunResult:
+    return fabricate(objective, M, K, nll=nll, units=(19,), scale="paper")
+
+
+def all_tables(results: list[RunResult], scale: str = "quick") -> list[Table]:
+    """The tables that have files of every kind, without the figures that stand between them on the page."""
+    cells = gather(results)
+    made = [
+        tables.claims(decide_claims(cells, judged=scale == "paper")),
+        density.burda(cells, "burda-table1", scale),
+        density.burda_table2(cells, scale),
+        density.burda(cells, "burda-table3", scale),
+        density.every_objective(cells, scale),
+        sweep.rainforth(cells, scale),
+        later.table(cells),
+        plane.table(cells),
+        beyond.other_runs(cells, scale),
+        training.diagnostics(results),
+    ]
+    return [table for table in made if table is not None]
+
+
 @pytest.fixture(scope="session")
 def make() -> Make:
     """Makes one run: objective, M, K and any keyword of `fabricate`."""
@@ -220,11 +296,15 @@ def make_quick() -> Callable[..., list[RunResult]]:
 @pytest.fixture(scope="session")
 def report(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a report at the quick scale, with the results to which it links, as the stages leave them."""
-    folder = tmp_path_factory.mktemp("report")
+    root = tmp_path_factory.mktemp("reports")
+    folder = root / "quick"
+    # A page that a switch of scales leads to.
+    (root / "paper").mkdir()
+    (root / "paper" / "index.html").write_text("<!DOCTYPE html><title>paper</title><h1>paper</h1>", encoding="utf-8")
     for cohort in dict.fromkeys(run.cohort for run in quick):
         own = [run for run in quick if run.cohort == cohort]
         save_results(folder / "results" / cohort.partition("/")[2], own)
-    build_report(quick, "quick", folder)
+    build_report(quick, "quick", folder, scales=SCALES)
     return folder
 
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from pipeline.reporting.cells import gather
-from pipeline.reporting.diagnostics import convergence_in_time, generalization_gap, log_mean_bias
-from pipeline.reporting.drawing import Figure, MissingFigure
-from pipeline.results import RunResult
+from pipeline.records.results import RunResult
+from pipeline.reporting.evidence.cells import gather
+from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.sections.bias import log_mean_bias
+from pipeline.reporting.sections.training import convergence_in_time, generalization_gap
 
 Make = Callable[..., RunResult]
 

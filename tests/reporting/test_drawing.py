@@ -7,7 +7,7 @@ import re
 import pandas as pd
 import pytest
 
-from pipeline.reporting.drawing import Figure, finish, numbered, open_canvas
+from pipeline.reporting.forms.drawing import Figure, finish, numbered, open_canvas
 
 
 def drawn(name: str, shift: float) -> Figure:

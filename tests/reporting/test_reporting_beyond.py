@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from pipeline.protocol import PROTOCOLS, with_changes
+from pipeline.experiments.protocol import PROTOCOLS, with_changes
 from pipeline.published import Setting
-from pipeline.reporting import ablation, later, plane
-from pipeline.reporting.cells import gather
-from pipeline.reporting.drawing import Figure, MissingFigure
-from pipeline.reporting.effects import Compared, difference, effects_data
-from pipeline.results import RunResult, load_results, save_results
+from pipeline.records.results import RunResult, load_results, save_results
+from pipeline.reporting.evidence.cells import gather
+from pipeline.reporting.evidence.effects import Compared, difference, effects_data
+from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.sections import ablation, later, plane
 
 Make = Callable[..., RunResult]
 LATER = {"experiment": "later-estimators"}
@@ -36,11 +36,12 @@ def test_with_one_seed_the_images_are_paired_and_the_seeds_assumed(make: Make) -
     assert found.value == pytest.approx(-1.0)
     assert found.images == pytest.approx(1.96 * own.std(ddof=1) / np.sqrt(len(own)))
     assert found.images < 0.2 < 1.96 * stl.metrics["nll_se"]
-    assert found.whole == pytest.approx(np.hypot(found.images, 1.96 * np.sqrt(2) * 0.1))
+    # Student's t with 18 degrees of freedom: the spread is assumed, not known.
+    assert found.whole == pytest.approx(np.hypot(found.images, 2.100922 * np.sqrt(2) * 0.1))
     units = difference(one, "active_units")
     assert units is not None
     assert (units.value, units.images) == (2, 0)
-    assert units.whole == pytest.approx(1.96 * np.sqrt(2))
+    assert units.whole == pytest.approx(2.200985 * np.sqrt(2))
 
 
 def test_with_several_seeds_runs_of_one_seed_are_paired(make: Make) -> None:
@@ -81,6 +82,19 @@ def test_each_estimator_is_compared_with_iwae_at_its_own_k(make: Make) -> None:
     assert "−1.00" in figure.svg
 
 
+def test_vr_max_stands_beside_what_li_and_turner_print(make: Make) -> None:
+    runs = [make("iwae", 1, 5, **LATER), make("vr-max", 1, 5, nll=85.5, **LATER), make("stl", 1, 5, **LATER)]
+    table = later.table(gather(runs))
+    assert table is not None
+    assert dict(zip(table.display["objective"], table.display["paper's NLL"], strict=True)) == {
+        "IWAE": "–",
+        "STL": "–",
+        "VR-max": "85.42",
+    }
+    assert table.data.set_index("objective").loc["vr-max", "nll_paper"] == 85.42
+    assert "paper's NLL" not in later.table(gather([runs[0], runs[2]])).display  # type: ignore[union-attr]
+
+
 def switched(run: RunResult, base: str = "published-code", **changes: bool | float | str) -> RunResult:
     """A run of the ablation under a protocol with these switches."""
     texts = [f"{field} = {str(value).lower()}" for field, value in changes.items()]
@@ -96,7 +110,7 @@ def ablation_runs(make: Make) -> list[RunResult]:
         return make("iwae", 1, 5, experiment="protocol-ablation", nll=nll, **where)
 
     whole = one(148.0)
-    named = {"name": "iwae-M1-K5-paper-s0", "protocol_name": "paper", "protocol": PROTOCOLS["paper"]}
+    named = {"name": "iwae-M1-K5-paper-text-s0", "protocol_name": "paper-text", "protocol": PROTOCOLS["paper-text"]}
     whole = replace(whole, spec=replace(whole.spec, **named))
     # In the order of their names, as results are read.
     return [
@@ -119,7 +133,7 @@ def test_switches_stand_in_the_protocols_order_against_it_as_it_is(ablation_runs
         (one, "adam beta1 = 0.9", "−0.50"),
         (one, "shuffle = true", "+0.25"),
         (one, "output bias = false", "+1.00"),
-        (one, "all of protocol paper", "−2.00"),
+        (one, "all of protocol paper-text", "−2.00"),
         (two, "published-code, as it is", "–"),
         (two, "shuffle = true", "+0.50"),
     ]
@@ -186,7 +200,7 @@ def test_the_plane_holds_ours_and_rainforths_values(plane_runs: list[RunResult])
 def test_the_planes_picture(plane_runs: list[RunResult]) -> None:
     figure = plane.heatmaps(gather(plane_runs))
     assert isinstance(figure, Figure)
-    assert "SNR" not in figure.svg
+    assert "SNR of the" not in figure.svg
     for text in ("107.92", "paper (u)", "−86.69", "not run"):
         assert text in figure.svg
     with_snr = [replace(run, metrics={**run.metrics, "snr_encoder": 0.25}) for run in plane_runs]

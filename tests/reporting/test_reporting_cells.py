@@ -1,4 +1,4 @@
-"""Estimates over seeds and images, and the verdict's boundaries."""
+"""Estimates over seeds and images."""
 
 from __future__ import annotations
 
@@ -8,84 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.published import Place, Published, Setting, published_value
-from pipeline.reporting.cells import estimate, find, first_stage, gather, images, setting_name, verdict
-from pipeline.results import RunResult
+from pipeline.published import Place, Setting, published_value
+from pipeline.records.results import RunResult
+from pipeline.reporting.evidence.cells import estimate, find, first_stage, gather, images, setting_name
 
 Make = Callable[..., RunResult]
-
-
-def published(value: float, tag: str = "read") -> Published:
-    return Published(value, None, "a paper", tag)
-
-
-@pytest.mark.parametrize(
-    ("ours", "expected"),
-    [
-        (86.76, "reproduced"),
-        (87.01, "reproduced"),
-        (86.51, "reproduced"),
-        (87.02, "worse"),
-        (86.50, "better"),
-        (87.0101, "worse"),
-    ],
-)
-def test_verdict_on_nll_at_the_paper_scale(make: Make, ours: float, expected: str) -> None:
-    (cell,) = gather([make(nll=ours, scale="paper")])[Place("burda-table1", "mnist", 1, Setting("vae", 1, 1))]
-    assert verdict(cell, "nll", published(86.76), "paper") == expected
-
-
-@pytest.mark.parametrize(("ours", "expected"), [(-84.0, "better"), (-84.77, "reproduced"), (-84.78, "worse")])
-def test_verdict_on_metrics_of_which_more_is_better(make: Make, ours: float, expected: str) -> None:
-    run = make("iwae", 1, 64, experiment="rainforth-table1", scale="paper", nll=-ours)
-    ((cell,),) = gather([run]).values()
-    assert verdict(cell, "log_p_hat", published(-84.52), "paper") == expected
-
-
-@pytest.mark.parametrize(
-    ("ours", "sd", "expected"),
-    [
-        # Theirs .10 / 2 with .10 assumed for one seed: 2 * hypot(.05, .10) = .2236.
-        ([-84.75], 0.10, "worse"),
-        ([-84.74], 0.10, "reproduced"),
-        # Four seeds of sd .02: 2 * hypot(.05, .01) = .102.
-        ([-84.65, -84.61, -84.61, -84.65], 0.10, "worse"),
-        ([-84.63, -84.59, -84.59, -84.63], 0.10, "reproduced"),
-        ([-84.30], 0.02, "better"),
-        ([-84.75], None, "reproduced"),
-    ],
-)
-def test_a_published_error_sets_the_tolerance(make: Make, ours: list[float], sd: float | None, expected: str) -> None:
-    runs = [
-        make("iwae", 1, 64, experiment="rainforth-table1", scale="paper", seed=seed, nll=-value)
-        for seed, value in enumerate(ours)
-    ]
-    ((cell,),) = gather(runs).values()
-    paper = Published(-84.52, sd, "a paper", "read")
-    assert verdict(cell, "log_p_hat", paper, "paper") == expected
-
-
-def test_burdas_tables_are_judged_under_their_codes_protocol_alone(make: Make) -> None:
-    def under(protocol: str, run: RunResult) -> str:
-        ((cell,),) = gather([replace(run, spec=replace(run.spec, protocol_name=protocol))]).values()
-        return verdict(cell, "nll", published(86.76), "paper")
-
-    burda = make(nll=86.76, scale="paper")
-    assert under("published-code", burda) == "reproduced"
-    assert under("paper", burda) == "other protocol"
-    rainforth = make("vae", 64, 1, experiment="rainforth-table1", nll=86.76, scale="paper")
-    assert under("paper", rainforth) == "reproduced"
-
-
-def test_other_verdicts(make: Make) -> None:
-    ((cell,),) = gather([make(nll=86.76)]).values()
-    ((diverged,),) = gather([make(status="diverged at step 7")]).values()
-    assert verdict(cell, "nll", published(86.76), "quick") == "not comparable"
-    assert verdict(cell, "nll", published(86.76), "tiny") == "not comparable"
-    assert verdict(cell, "nll", None, "paper") == "no published value"
-    assert verdict(cell, "nll", published(86.76, "unverified"), "paper") == "not judged"
-    assert verdict(None, "nll", published(86.76), "paper") == "not run"
-    assert verdict(diverged, "nll", published(86.76), "paper") == "diverged"
 
 
 def test_estimate_over_images_and_seeds(make: Make) -> None:
@@ -126,9 +53,9 @@ def test_kl_is_the_bound_minus_the_likelihood_whatever_the_sign_stored(make: Mak
 
 def test_protocols_are_never_averaged(make: Make) -> None:
     run = make()
-    other = replace(run, spec=replace(run.spec, protocol_name="paper"))
+    other = replace(run, spec=replace(run.spec, protocol_name="paper-text"))
     (cells,) = gather([run, other]).values()
-    assert [cell.protocol for cell in cells] == ["published-code", "paper"]
+    assert [cell.protocol for cell in cells] == ["published-code", "paper-text"]
     assert all(len(cell.runs) == 1 for cell in cells)
 
 

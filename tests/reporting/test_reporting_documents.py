@@ -20,12 +20,10 @@ from pylatexenc.latexwalker import (
     LatexWalker,
 )
 
-from pipeline.reporting.cells import gather
-from pipeline.reporting.claims import decide_claims
-from pipeline.reporting.page import all_tables
-from pipeline.reporting.render import to_latex, to_markdown
-from pipeline.reporting.tables import Table
-from pipeline.results import RunResult
+from pipeline.records.results import RunResult
+from pipeline.reporting.forms.render import to_latex, to_markdown
+from pipeline.reporting.forms.tables import Table
+from tests.reporting.conftest import all_tables
 
 POINTS_OVER = 15.0
 """So far may a table reach beyond the narrow line of LaTeX's `article`."""
@@ -33,8 +31,7 @@ POINTS_OVER = 15.0
 
 @pytest.fixture(scope="module")
 def tables(quick: list[RunResult]) -> list[Table]:
-    cells = gather(quick)
-    return all_tables(quick, cells, decide_claims(cells, "quick"), "quick")
+    return all_tables(quick)
 
 
 def text_of(inline: str) -> str:

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from pipeline.protocol import PROTOCOLS
-from pipeline.reporting import provenance
-from pipeline.results import RunResult
-from pipeline.spec import CohortSpec
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.spec import CohortSpec
+from pipeline.records.results import RunResult
+from pipeline.reporting.sections import provenance
 
 Make = Callable[..., RunResult]
 
@@ -98,7 +98,9 @@ def test_departures_from_the_papers_are_found_and_only_those(make: Make) -> None
     assert "Protocol published-code differs from the paper's text in: adam beta1, " in said
     assert "Rainforth et al. average 4 runs; here 1 of each setting" in said
     assert "tf32" not in said
-    spec = replace(quick.spec, max_steps=None, precision="tf32", protocol_name="paper", protocol=PROTOCOLS["paper"])
+    spec = replace(
+        quick.spec, max_steps=None, precision="tf32", protocol_name="paper-text", protocol=PROTOCOLS["paper-text"]
+    )
     spec = replace(spec, schedule=provenance.burda_schedule(rounded=True))
     runs = [replace(quick, spec=replace(spec, seed=seed), metrics={"test_images": 10_000}) for seed in range(4)]
     assert [sentence.split()[0] for sentence in provenance.deviations(runs)] == ["Matrix", "Random"]
@@ -108,6 +110,6 @@ def test_departures_from_the_papers_are_found_and_only_those(make: Make) -> None
 def test_what_the_numbers_rest_on(make: Make) -> None:
     runs = [make(seed=0), make(seed=1), make("iwae", 1, 5, images=100)]
     assert provenance.measured(runs) == (
-        "300 updates a run, 100 to 200 test images, 5,000 samples an image, 1 to 2 seeds"
+        "300 updates per run, 100 to 200 test images, 5,000 samples per image, 1 to 2 seeds"
     )
     assert provenance.measured([]) == ""

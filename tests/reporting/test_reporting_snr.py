@@ -11,26 +11,29 @@ from pipeline.evaluation.gaussian_toy import GROUPS
 from pipeline.evaluation.gaussian_toy import SWEEPS as MEASURED_SWEEPS
 from pipeline.files import write_json
 from pipeline.published import Setting
-from pipeline.reporting.ais import ais_tables
-from pipeline.reporting.cells import gather
-from pipeline.reporting.claims import HOLDS, NOT_DECIDED, NOT_RUN, UNDECIDED
-from pipeline.reporting.drawing import Figure, MissingFigure
+from pipeline.records.results import ARRAYS, METRICS, TOY, RunResult
+from pipeline.reporting.evidence.cells import gather
+from pipeline.reporting.evidence.claims import HOLDS, NOT_DECIDED, NOT_RUN, UNDECIDED, Effect
+from pipeline.reporting.evidence.toy import ToyResult, load_toy
+from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.forms.section import Section
 from pipeline.reporting.page import build_report
-from pipeline.reporting.snr import (
+from pipeline.reporting.report import Report
+from pipeline.reporting.sections import gradients
+from pipeline.reporting.sections.ais import ais_tables
+from pipeline.reporting.sections.gradients import (
     DECODER_RATIO,
     RATIOS,
     SLOPES,
     SWEEPS,
-    ToyResult,
     gradient_claims,
-    gradient_figures,
-    load_toy,
     log_snr,
+    minibatch_table,
     noise_floor,
     random_dsnr,
+    section,
     slopes_table,
 )
-from pipeline.results import ARRAYS, METRICS, TOY, RunResult
 
 SAMPLES = np.array([1, 4, 16, 64])
 EXPONENT = {"iwae": -0.5, "vae": 0.5, "iwae-dreg": 0.5}
@@ -81,13 +84,13 @@ def test_the_report_knows_every_sweep_that_is_measured() -> None:
 
 def test_claims_from_made_up_slopes_and_ratios(make_quick: Callable[..., list[RunResult]]) -> None:
     one_seed = with_gradients(make_quick("paper"))
-    decided = gradient_claims(gather(one_seed), fabricated_toy(), "paper")
+    decided = gradient_claims(gather(one_seed), fabricated_toy(), judged=True)
     assert [result.family for result in decided] == [SLOPES] * 3 + [RATIOS] * 4 + [DECODER_RATIO]
     # How far runs differ by their seeds is not known of one.
     assert [result.decision for result in decided] == [HOLDS] * 3 + [UNDECIDED] * 5
     second = [replace(run, spec=replace(run.spec, seed=1)) for run in one_seed]
     cells = gather(one_seed + second)
-    decided = gradient_claims(cells, fabricated_toy(), "paper")
+    decided = gradient_claims(cells, fabricated_toy(), judged=True)
     assert [result.decision for result in decided] == [HOLDS] * 8
     slopes = [result.effect.value for result in decided[:3] if result.effect]
     assert slopes == [0.5, 0.5, 0.5]
@@ -98,11 +101,45 @@ def test_claims_from_made_up_slopes_and_ratios(make_quick: Callable[..., list[Ru
     assert vae.effect.uncertainty == pytest.approx(0.05)
     assert vae.paper_effect == pytest.approx(np.log(0.825 / 0.18))
     assert not vae.paper_verified
-    assert {result.decision for result in gradient_claims(cells, fabricated_toy(), "quick")} == {NOT_DECIDED}
+    assert {result.decision for result in gradient_claims(cells, fabricated_toy(), judged=False)} == {NOT_DECIDED}
+
+
+def test_few_seeds_have_students_intervals(make_quick: Callable[..., list[RunResult]]) -> None:
+    """Two seeds whose SNR differ by a tenth: one degree of freedom, not infinitely many."""
+    runs = [run for run in make_quick("paper") if (run.experiment, run.spec.objective) == ("rainforth-table1", "vae")]
+    seeds = [with_snr(replace(run, spec=replace(run.spec, seed=s)), 2 * 1.1**s, 3.0) for run in runs for s in (0, 1)]
+    ((cell,),) = gather(seeds).values()
+    logs = log_snr(cell, "encoder")
+    assert logs is not None
+    assert (logs.seed_se, logs.seed_df) == (pytest.approx(np.log(1.1) / 2), 1)
+    half = gradients._over_seeds(cell, "snr_encoder")["half_width"].iloc[-1]
+    draws, between = 0.05 * np.hypot(2, 2.2) / 2, 0.2 / 2
+    assert half == pytest.approx(Effect(0.0, draws, between, 1).half_width)
+    assert half > 1.8 * 1.96 * np.hypot(draws, between)
+
+
+def test_fresh_minibatches_stand_beside_the_batch_that_stays(make_quick: Callable[..., list[RunResult]]) -> None:
+    runs = with_gradients(make_quick("paper"))
+    assert minibatch_table(gather(runs)) is None
+    both = [
+        replace(run, metrics=run.metrics | {"snr_encoder_fresh": 0.3, "snr_encoder_fresh_se": 0.003})
+        for run in runs
+        if "snr_encoder" in run.metrics
+    ]
+    table = minibatch_table(gather(both))
+    assert table is not None
+    assert list(table.display["objective"]) == [
+        "VAE(64, 1)",
+        "CIWAE(β=0.5)",
+        "MIWAE(8, 8)",
+        "PIWAE(8, 8)",
+        "IWAE(1, 64)",
+    ]
+    assert table.display.iloc[0].tolist() == ["VAE(64, 1)", "8.00 ± 0.40", "0.30 ± 0.00", "0.82"]
 
 
 def test_claims_without_gradients_say_what_is_missing(quick: list[RunResult]) -> None:
-    decided = gradient_claims(gather(quick), None, "quick")
+    decided = gradient_claims(gather(quick), None, judged=False)
     assert {result.decision for result in decided} == {NOT_RUN}
     assert "toy" in decided[0].missing
     assert "VAE(64, 1)" in decided[3].missing
@@ -124,23 +161,22 @@ def test_seeds_add_their_spread(make: Callable[..., RunResult]) -> None:
 
 def test_figures_are_drawn_or_say_what_they_need(make_quick: Callable[..., list[RunResult]]) -> None:
     results = make_quick()
-    section = gradient_figures(gather(with_gradients(results)), fabricated_toy())
-    assert [figure.name for figure in section.figures] == [
-        "toy_snr",
-        "toy_dsnr",
-        "toy_histograms",
-        "snr_training",
-        "snr_sweep",
-    ]
-    for figure in section.figures:
+
+    def made(runs: list[RunResult], toy: ToyResult | None) -> Section:
+        return section(Report("quick", False, runs, [], gather(runs), [], toy, (), Path("none")))
+
+    drawn = made(with_gradients(results), fabricated_toy())
+    by_name = {figure.name: figure for figure in drawn.figures}
+    assert set(by_name) == {"toy_snr", "toy_dsnr", "toy_histograms", "snr_training", "snr_sweep"}
+    for figure in drawn.figures:
         assert isinstance(figure, Figure)
         assert len(figure.data) > 0
-    toy = section.figures[0].data
+    toy = by_name["toy_snr"].data
     own = toy[(toy["sweep"] == "iwae") & (toy["group"] == "b")]
     np.testing.assert_allclose(own["rms_snr"], own["closed_form"])
-    training = section.figures[3].data
+    training = by_name["snr_training"].data
     assert set(training["setting"]) == {"VAE(64, 1)", "CIWAE(β=0.5)", "MIWAE(8, 8)", "PIWAE(8, 8)", "IWAE(1, 64)"}
-    empty = gradient_figures(gather(results), None)
+    empty = made(results, None)
     assert empty.figures == ()
     assert all(isinstance(missing, MissingFigure) for missing in empty.missing)
     assert len(empty.missing) == 5
@@ -206,7 +242,7 @@ def test_reference_values() -> None:
 
 
 def test_settings_of_the_training_figure_are_in_the_grid() -> None:
-    from pipeline.reporting.snr import PAPER_ENCODER_SNR
+    from pipeline.reporting.sections.gradients import PAPER_ENCODER_SNR
 
     assert Setting("ciwae", 1, 64, 0.5) in PAPER_ENCODER_SNR
     assert list(PAPER_ENCODER_SNR.values()) == sorted(PAPER_ENCODER_SNR.values(), reverse=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipeline.reporting.statistics import (
+from pipeline.reporting.evidence.statistics import (
     RESAMPLES,
     ErrorDistribution,
     bootstrap_deviations,

@@ -7,24 +7,30 @@ from collections.abc import Callable
 from dataclasses import replace
 from html.parser import HTMLParser
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline.published import burda_table
-from pipeline.reporting.cells import gather
-from pipeline.reporting.claims import decide_claims
-from pipeline.reporting.page import all_tables
-from pipeline.reporting.render import is_text, latex_escape, shade, sort_value, to_csv, to_html, to_latex, to_markdown
-from pipeline.reporting.tables import Table
-from pipeline.results import RunResult
+from pipeline.records.results import RunResult
+from pipeline.reporting.forms.render import (
+    is_text,
+    latex_escape,
+    shade,
+    sort_value,
+    to_csv,
+    to_html,
+    to_latex,
+    to_markdown,
+)
+from pipeline.reporting.forms.tables import Table
+from tests.reporting.conftest import all_tables
 
 Make = Callable[..., RunResult]
 
 
 def build(results: list[RunResult], scale: str = "quick") -> dict[str, Table]:
-    cells = gather(results)
-    made = all_tables(results, cells, decide_claims(cells, scale), scale)
-    return {table.name: table for table in made}
+    return {table.name: table for table in all_tables(results, scale)}
 
 
 def row(table: Table, group: str, label: str) -> pd.Series:
@@ -34,11 +40,12 @@ def row(table: Table, group: str, label: str) -> pd.Series:
 
 def test_runs_under_another_protocol_are_explained_where_they_stand(make: Callable[..., RunResult]) -> None:
     own = make("iwae", 1, 5, scale="paper")
-    other = replace(own, spec=replace(own.spec, protocol_name="paper"))
+    other = replace(own, spec=replace(own.spec, protocol_name="paper-text"))
     said = build([other], "paper")["burda_table1"]
     assert "other protocol" in set(said.display["verdict"])
     assert any(note.startswith("other protocol: trained in another way") for note in said.notes)
-    assert not build([own], "paper")["burda_table1"].notes[1:]
+    notes = build([own], "paper")["burda_table1"].notes
+    assert [note.partition(":")[0] for note in notes[1:]] == ["Reruns by others", "Verdicts on 1 cell"]
 
 
 def test_the_caption_says_when_omniglot_is_not_the_papers_file(make: Callable[..., RunResult]) -> None:
@@ -72,7 +79,12 @@ def test_a_cell_beside_the_papers(make: Make) -> None:
     assert shown["ours"] == "82.95"
     assert shown["paper"] == "82.90"
     assert shown["difference"] == "+0.05"
-    assert shown["verdict"] == "reproduced"
+    # One run against one: 1.70 times the root of .10² + .10² + .05² + .05².
+    assert (shown["90 % interval"], shown["verdict"]) == ("[−0.22, +0.32]", "cannot say")
+    assert shown["reruns by others"] == "0.08 off"
+    data = table.data.set_index(["dataset", "layers", "objective", "K"]).loc[("mnist", 2, "iwae", 50)]
+    assert data["bits_per_dimension"] == pytest.approx(82.95 / (784 * np.log(2)))
+    assert (data["bits_sd"], data["reruns_by_others"]) == (0.05, "0.08 off (best of the public attempts)")
     assert (shown["active units"], shown["paper's units"]) == ("25+6", "26+7")
     assert row(table, "MNIST, 1 layer", "IWAE, k = 50")["verdict"] == "not run"
 
@@ -80,8 +92,10 @@ def test_a_cell_beside_the_papers(make: Make) -> None:
 def test_k_1_serves_both_columns_and_the_papers_disagreement_is_noted(make: Make) -> None:
     table = build([make(dataset="omniglot", layers=2, scale="paper", nll=107.57)], "paper")["burda_table1"]
     shown = row(table, "OMNIGLOT, 2 layers", "VAE = IWAE, k = 1")
-    assert (shown["paper"], shown["verdict"]) == ("107.58", "reproduced")
-    (note,) = table.notes
+    assert (shown["paper"], shown["verdict"]) == ("107.58", "cannot say")
+    note, reruns, counts = table.notes
+    assert reruns.startswith("Reruns by others")
+    assert "1 cannot say" in counts
     assert "107.56 / 30+5" in note
     assert "107.58 / 28+4" in note
 
@@ -101,12 +115,12 @@ def test_seeds_show_their_spread(make: Make) -> None:
 
 def test_what_was_run_beyond_the_paper_is_shown(make: Make) -> None:
     run = make("vae", nll=86.7)
-    other = replace(run, spec=replace(run.spec, protocol_name="paper"))
+    other = replace(run, spec=replace(run.spec, protocol_name="paper-text"))
     made = build([run, other, make("iwae", 1, 500), make("stl", 1, 50, experiment="my-own")])
     table = made["burda_table1"]
     beyond = table.display[[group == "Beyond the paper" for group in table.groups]]
     assert list(beyond["objective"]) == ["MNIST, 1 layer, IWAE(1, 500)", "MNIST, 1 layer, VAE(1, 1)"]
-    assert list(beyond["protocol"]) == ["published-code", "paper"]
+    assert list(beyond["protocol"]) == ["published-code", "paper-text"]
     assert list(made["other_runs"].display["objective"]) == ["STL(1, 50)"]
 
 
@@ -133,6 +147,22 @@ def test_diagnostics_have_a_row_a_run(quick: list[RunResult], make: Make) -> Non
     assert len(table.display) == len(quick) + 1
     assert table.display.iloc[0]["test − train"] == "+0.70"
     assert table.display.iloc[-1]["NLL"] == "–"
+    first = table.display.iloc[0]
+    assert float(first["bits per dimension"]) == pytest.approx(quick[0].metrics["nll"] / (784 * np.log(2)), abs=1e-4)
+    assert (first["sd by test bits"], table.display.iloc[-1]["bits per dimension"]) == ("–", "–")
+
+
+def test_the_spread_by_the_test_bits_is_reported_where_it_was_measured(make: Make) -> None:
+    runs = [
+        replace(run, metrics={**run.metrics, "bits_sd_nll": sd})
+        for run, sd in ((make("vae", 5, 1), 0.0512), (make("vae", 50, 1), 0.0533))
+    ]
+    notes = build(runs)["burda_table1"].notes
+    assert (
+        "Test bits: one draw of them moves an NLL by 0.051 to 0.053 nats (standard deviation; measured on 2 runs)."
+        in notes
+    )
+    assert not any(note.startswith("Test bits") for note in build([make()])["burda_table1"].notes)
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +238,7 @@ def test_cells_sort_by_the_numbers_behind_them(made: dict[str, Table]) -> None:
 def test_a_difference_is_shaded_by_its_size_and_its_sign(make: Make) -> None:
     def shades(metric: str, *differences: float) -> list[str]:
         table = build([make()])["burda_table1"]
-        data = pd.DataFrame({"metric": metric, "difference": differences})
+        data = pd.DataFrame({"metric": metric, "difference": differences, "verdict": "worse"})
         return [shade(replace(table, data=data), i) for i in range(len(differences))]
 
     nan = float("nan")

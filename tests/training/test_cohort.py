@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 import stages.train as stage
-from pipeline.device import Machine
 from pipeline.errors import UserError
-from pipeline.spec import CohortSpec, RunSpec, digest
+from pipeline.experiments.spec import CohortSpec, RunSpec, digest
+from pipeline.records.run_folder import WEIGHTS, Job, read_run, read_weights
 from pipeline.training.cohort import estimated_hours, relative_cost, stacks, train_jobs
-from pipeline.training.state import WEIGHTS, Job, read_run, read_weights
 from pipeline.training.train import Progress, train
+from pipeline.work.machine import Machine
 from tests.conftest import make_run, write_dataset
 
 ONE_PROCESS, TWO_PROCESSES = (Machine(torch.device("cpu"), count, 1e9) for count in (1, 2))
@@ -109,7 +109,7 @@ def test_every_job_is_trained_once(data: Path, grey_images: NDArray[np.uint8], t
 def test_a_job_that_fails_spares_the_others(data: Path, tmp_path: Path) -> None:
     orphan = job_for(make_run(continues="tiny/a/b"), tmp_path, tmp_path / "nowhere")
     other = job_for(make_run("vae", 5, 1), tmp_path)
-    with pytest.raises(UserError, match=r"nowhere/weights\.safetensors: missing"):
+    with pytest.raises(UserError, match=r"nowhere/run\.json: missing"):
         train_all([orphan, other], data, ONE_PROCESS)
     assert other.is_finished
     assert not orphan.is_finished

@@ -10,9 +10,9 @@ import torch
 
 from pipeline.data.prepare import binarize
 from pipeline.data.sources import Mirror, download
-from pipeline.spec import digest
+from pipeline.experiments.spec import digest
+from pipeline.records.run_folder import HISTORY, HISTORY_COLUMNS, Job
 from pipeline.training.cohort import device_images
-from pipeline.training.state import HISTORY, HISTORY_COLUMNS, Job
 from pipeline.training.train import train
 from tests.conftest import make_run, mirror_folder
 

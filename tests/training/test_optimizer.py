@@ -7,11 +7,32 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
-from pipeline.protocol import PROTOCOLS
-from pipeline.training.optimizer import adam_ascent, second_moment_start
+from pipeline.experiments.protocol import PROTOCOLS, Protocol
+from pipeline.experiments.schedule import learning_rate
+from pipeline.experiments.spec import Stage
+from pipeline.training import optimizer
+from pipeline.training.optimizer import AdamSchedule, LearningRates, second_moment_start
+from tests.conftest import make_run
 
-CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper"]
+CODE, PAPER = PROTOCOLS["published-code"], PROTOCOLS["paper-text"]
+CPU = torch.device("cpu")
+
+
+def adam_ascent(
+    theta: Tensor,
+    m: Tensor,
+    v: Tensor,
+    pieces: list[Tensor],
+    protocols: list[Protocol],
+    rates: list[float],
+    t: list[int],
+) -> None:
+    """An update with the constants of each run's update number t, from 1."""
+    runs = [make_run(protocol=p, schedule=(Stage(1, rate),)) for p, rate in zip(protocols, rates, strict=True)]
+    schedule = AdamSchedule(runs, [count - 1 for count in t], CPU)
+    optimizer.adam_ascent(theta, m, v, pieces, schedule.at(torch.tensor([0])))
 
 
 def test_two_steps_of_burdas_code_by_hand() -> None:
@@ -67,3 +88,26 @@ def test_each_run_of_a_stack_keeps_its_own_constants() -> None:
 def test_second_moment_starts() -> None:
     start = second_moment_start([CODE, PAPER], torch.empty(2, 3))
     assert start.tolist() == [[1, 1, 1], [0, 0, 0]]
+
+
+def test_learning_rates_are_those_of_the_schedule() -> None:
+    runs = [make_run(train_images=40), make_run(train_images=60, schedule=(Stage(5, 0.25),))]
+    steps = torch.arange(15)
+    expected = [[learning_rate(run, step) for step in range(15)] for run in runs]
+    assert LearningRates(runs, CPU).at(steps).tolist() == expected
+
+
+def test_constants_of_many_updates_are_those_of_each() -> None:
+    runs = [make_run(train_images=40, protocol=p) for p in (CODE, PAPER, replace(PAPER, adam_eps_uncorrected=True))]
+    schedule = AdamSchedule(runs, [0, 500, 3], CPU)
+    many = schedule.at(torch.arange(30))
+    for step in range(30):
+        one = schedule.at(torch.tensor([step]))
+        assert torch.equal(one.sizes[:, 0], many.sizes[:, step])
+        assert torch.equal(one.eps[:, 0], many.eps[:, step])
+        for r, (run, before) in enumerate(zip(runs, (0, 500, 3), strict=True)):
+            p, t = run.protocol, before + step + 1
+            root = math.sqrt(1 - p.adam_beta2**t)
+            size = learning_rate(run, step) * root / (1 - p.adam_beta1**t)
+            assert float(one.sizes[r, 0]) == pytest.approx(size, rel=1e-14)
+            assert float(one.eps[r, 0]) == pytest.approx(1e-4 if p.adam_eps_uncorrected else 1e-4 * root, rel=1e-14)

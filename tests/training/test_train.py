@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,22 +17,28 @@ from safetensors.torch import load_file
 
 from pipeline.errors import UserError
 from pipeline.evaluation.evaluate import evaluate_weights
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.spec import EvaluationSpec, RunSpec, digest, origin_of
 from pipeline.objectives import OBJECTIVES
-from pipeline.protocol import PROTOCOLS
-from pipeline.spec import EvaluationSpec, RunSpec, digest
-from pipeline.training.state import (
+from pipeline.records.run_folder import (
     CHECKPOINT,
     HISTORY,
     HISTORY_COLUMNS,
     OPTIMIZER,
+    RUN_JSON,
     WEIGHTS,
     Job,
+    checkpoint_step,
     load_checkpoint,
     read_run,
     read_weights,
+    stored_waypoints,
+    waypoint_name,
 )
-from pipeline.training.train import Interrupted, Progress, train
-from tests.conftest import make_run
+from pipeline.training.train import Progress, run_lock, train
+from pipeline.work.interruption import Interrupted
+from pipeline.work.locks import Busy
+from tests.conftest import make_run, material_of
 
 
 def job_for(run: RunSpec, store: Path, continues: Path | None = None) -> Job:
@@ -54,13 +63,13 @@ def history(job: Job) -> NDArray[np.float64]:
 
 
 def mixed_runs(layers: int, precision: str) -> list[RunSpec]:
-    """Six samples an image, every objective, both protocols, two seeds."""
+    """Six samples per image, every objective, both protocols, two seeds."""
     latent = (50,) if layers == 1 else (100, 50)
     splits = {"vae": (6, 1), "miwae": (2, 3), "piwae": (3, 2)}
     runs = []
     for i, name in enumerate(OBJECTIVES):
         M, K = splits.get(name, (1, 6))
-        protocol = ("published-code", "paper")[i % 2]
+        protocol = ("published-code", "paper-text")[i % 2]
         run = make_run(name, M, K, latent=latent, precision=precision, protocol_name=protocol, seed=i % 3)
         runs.append(replace(run, name=f"{name}-{i}"))
     return runs
@@ -81,8 +90,8 @@ def test_stacked_equals_solo_in_single_precision_up_to_its_rounding(
     grey_images: NDArray[np.uint8], tmp_path: Path
 ) -> None:
     """The likelihoods after a short training agree far within the Monte Carlo error of 500 samples."""
-    spec = EvaluationSpec(seed=1, num_samples=500, bound_samples=64, test_images=40, train_images=0, pruned=False)
-    bits = (grey_images[200:] > 127).astype(np.uint8)
+    spec = EvaluationSpec(seed=1, num_samples=500, bound_samples=64, test_images=40, train_images=0, pruned_images=0)
+    material = material_of(grey_images, start=200)
     runs = [make_run("iwae", 1, 6), make_run("vae", 6, 1), make_run("piwae", 2, 3, seed=1)]
     runs = [replace(run, max_steps=150) for run in runs]
     stacked = [job_for(run, tmp_path / "stacked") for run in runs]
@@ -90,8 +99,8 @@ def test_stacked_equals_solo_in_single_precision_up_to_its_rounding(
     for job in stacked:
         solo = job_for(job.spec, tmp_path / "solo")
         run_all([solo], grey_images)
-        ours, alone = (evaluate_weights(final_weights(j), j.spec, spec, grey_images, bits)[0] for j in (job, solo))
-        other_noise, _ = evaluate_weights(final_weights(job), job.spec, replace(spec, seed=2), grey_images, bits)
+        ours, alone = (evaluate_weights(final_weights(j), j.spec, spec, material).metrics for j in (job, solo))
+        other_noise, _ = evaluate_weights(final_weights(job), job.spec, replace(spec, seed=2), material)
         monte_carlo = abs(ours["nll"] - other_noise["nll"])
         assert abs(ours["nll"] - alone["nll"]) < max(0.02, monte_carlo)
 
@@ -123,17 +132,16 @@ def test_interrupted_and_resumed_is_bit_identical(
     run_all([broken], grey_images)
     assert torch.equal(final_weights(broken), final_weights(unbroken))
     assert np.array_equal(history(broken), history(unbroken))
-    for name in (WEIGHTS, OPTIMIZER, "stage-0.safetensors", "stage-1.safetensors"):
-        ours, theirs = (
-            load_file(job.finished / name) if (job.finished / name).exists() else {} for job in (broken, unbroken)
-        )
-        assert ours.keys() == theirs.keys()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
-    assert (broken.finished / "stage-1.safetensors").exists()
-    assert not (broken.folder / CHECKPOINT).exists()
+    # 200 images are 10 updates an epoch: stages end after 10 and 40, and the run after 60.
+    assert [path.name for path in sorted(broken.folder.iterdir())] == [waypoint_name(steps) for steps in (10, 40, 60)]
+    for steps in (10, 40, 60):
+        for name in (WEIGHTS, OPTIMIZER):
+            ours, theirs = (load_file(job.waypoint(steps) / name) for job in (broken, unbroken))
+            assert ours.keys() == theirs.keys()
+            assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
-def test_a_kill_while_the_run_directory_is_made_loses_nothing(
+def test_a_kill_while_a_waypoint_is_made_loses_nothing(
     grey_images: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unbroken, broken = (job_for(make_run(max_steps=45), tmp_path / name) for name in ("unbroken", "broken"))
@@ -148,9 +156,9 @@ def test_a_kill_while_the_run_directory_is_made_loses_nothing(
             run_all([broken], grey_images)
     assert not broken.is_finished
     run_all([broken], grey_images)
-    names = {path.name for path in unbroken.finished.iterdir()}
-    assert {path.name for path in broken.finished.iterdir()} == names >= {"stage-0.safetensors", "stage-1.safetensors"}
-    assert [path.name for path in broken.folder.iterdir()] == ["run"]
+    assert {path.name for path in broken.finished.iterdir()} == {WEIGHTS, OPTIMIZER, HISTORY, RUN_JSON}
+    assert {path.name for path in broken.folder.iterdir()} == {path.name for path in unbroken.folder.iterdir()}
+    assert torch.equal(final_weights(broken), final_weights(unbroken))
 
 
 def test_runs_at_different_steps_meet_again(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -181,7 +189,7 @@ def test_continued_run_starts_from_weights_and_adam_state(grey_images: NDArray[n
 
 def test_continuing_without_weights_names_the_file(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     job = Job(make_run(continues="a/b"), "x", tmp_path / "x", tmp_path / "missing")
-    with pytest.raises(UserError, match=r"missing/weights\.safetensors: missing"):
+    with pytest.raises(UserError, match=r"missing/run\.json: missing"):
         run_all([job], grey_images)
 
 
@@ -198,12 +206,117 @@ def test_diverged_run_is_reported_and_spares_its_neighbours(grey_images: NDArray
     torch.testing.assert_close(final_weights(jobs[1]), final_weights(solo), rtol=0, atol=1e-10)
 
 
-def test_damaged_checkpoint_is_named(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
-    job = job_for(make_run(), tmp_path)
-    job.folder.mkdir(parents=True)
-    (job.folder / CHECKPOINT).write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"checkpoint\.safetensors: not a readable checkpoint .* delete it"):
-        run_all([job], grey_images)
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "another run's", "emptied"])
+def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_what_is_sound(
+    damage: str, grey_images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unbroken, job, other = (
+        job_for(make_run(seed=seed, max_steps=30), tmp_path / name)
+        for seed, name in ((0, "unbroken"), (0, "broken"), (1, "broken"))
+    )
+    run_all([unbroken], grey_images)
+    for own in (job, other):
+        asked = itertools.count()
+        with pytest.raises(Interrupted):
+            run_all([own], grey_images, lambda asked=asked: next(asked) == 15)  # type: ignore[misc]
+    path = job.folder / CHECKPOINT
+    content = bytearray(path.read_bytes())
+    if damage == "another run's":
+        content = bytearray((other.folder / CHECKPOINT).read_bytes())
+    elif damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": content[:-100], "emptied": b""}.get(damage, content))
+    assert stored_waypoints(job.folder) == [10]
+    run_all([job], grey_images)
+    assert torch.equal(final_weights(job), final_weights(unbroken))
+    assert np.array_equal(history(job), history(unbroken))
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"warning: {path}: (damaged|belongs to run).*; set aside as .*, and computed again", warning)
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, OPTIMIZER, HISTORY, RUN_JSON])
+def test_a_damaged_waypoint_is_set_aside_and_made_again(
+    name: str, grey_images: NDArray[np.uint8], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_for(make_run(max_steps=30), tmp_path)
+    run_all([job], grey_images)
+    before = final_weights(job)
+    path = job.finished / name
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+    run_all([job], grey_images)
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {path}: damaged")
+    assert torch.equal(final_weights(job), before)
+    assert (job.folder / "aside" / f"{job.finished.name}.1" / name).read_bytes() == content
+
+
+def test_deeper_goes_on_from_shallower_bit_for_bit(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
+    """Depths of 25, 60 and 90 updates are one trajectory, whose every waypoint stays."""
+    whole = job_for(make_run(max_steps=90), tmp_path / "whole")
+    run_all([whole], grey_images)
+    begun = []
+    for depth in (25, 60, 90):
+        job = job_for(make_run(max_steps=depth), tmp_path / "parts")
+        begun.append(run_all([job], grey_images)[0].step)
+        assert job.is_finished
+    assert begun == [0, 25, 60]
+    assert job.digest == whole.digest
+    assert stored_waypoints(job.folder) == [90, 60, 40, 25, 10]
+    for steps in (10, 40, 90):
+        for name in (WEIGHTS, OPTIMIZER):
+            ours, theirs = (load_file(own.waypoint(steps) / name) for own in (job, whole))
+            assert all(torch.equal(ours[key], theirs[key]) for key in theirs), (steps, name)
+    assert np.array_equal(history(job), history(whole))
+
+
+def test_a_mark_of_another_depth_is_kept_on_the_way(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
+    deep = replace(job_for(make_run(max_steps=45), tmp_path), marks=(25, 45, 700))
+    run_all([deep], grey_images)
+    assert stored_waypoints(deep.folder) == [45, 40, 25, 10]
+    shallow = job_for(make_run(max_steps=25), tmp_path)
+    assert shallow.is_finished
+    assert run_all([shallow], grey_images) == []
+
+
+def test_a_shallower_depth_without_its_waypoint_is_trained_and_leaves_the_deeper_checkpoint(
+    grey_images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    deep, shallow = (job_for(make_run(max_steps=depth), tmp_path) for depth in (90, 25))
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        run_all([deep], grey_images, lambda: next(asked) == 40)
+    ahead = checkpoint_step(deep.folder / CHECKPOINT)
+    assert ahead > 25
+    # From the waypoint at 10, itself interrupted once.
+    asked = itertools.count()
+    with pytest.raises(Interrupted):
+        run_all([shallow], grey_images, lambda: next(asked) == 3)
+    assert run_all([shallow], grey_images)[0].step > 10
+    assert shallow.is_finished
+    assert checkpoint_step(deep.folder / CHECKPOINT) == ahead
+    assert run_all([deep], grey_images)[0].step == ahead
+
+
+def test_a_run_is_trained_by_one_process(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
+    job, other = job_for(make_run(), tmp_path), job_for(make_run(seed=1), tmp_path)
+    with run_lock(job, 0), pytest.raises(Busy, match=rf"{job.digest}.*: process {os.getpid()} is working on it"):
+        run_all([job, other], grey_images)
+    assert other.is_finished
+    assert not job.is_finished
+    run_all([job], grey_images)
+    assert job.is_finished
+
+
+def test_another_state_at_the_start_of_a_continued_run_is_refused(
+    grey_images: NDArray[np.uint8], tmp_path: Path
+) -> None:
+    first = job_for(make_run(), tmp_path)
+    run_all([first], grey_images)
+    second = Job(make_run(continues="a/b"), "x", tmp_path / "x", first.finished, origin_of("0123", 20))
+    with pytest.raises(UserError, match=rf"holds {first.digest}@20, but .* continues 0123@20"):
+        run_all([second], grey_images)
 
 
 def test_history_averages_and_progress(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
@@ -226,8 +339,8 @@ def test_nothing_half_written_when_the_disk_is_full(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.training.state.save_file", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
     job = job_for(make_run(), tmp_path)
     with pytest.raises(UserError, match=r"cannot be written \(No space left on device\); free some space"):
         run_all([job], grey_images)
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name != "locks"] == []

@@ -1,0 +1,1 @@
+"""The method in plain PyTorch, for reading: begin with `one_run`."""

@@ -1,0 +1,91 @@
+"""What the pipeline finds for the run of `one_run`, in the same units."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.evaluation.active_units import BURDA_IMAGES, posterior_means, unit_variances
+from pipeline.evaluation.images import Images, binarize_once
+from pipeline.evaluation.likelihood import likelihoods, model_log_weights
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.experiments.spec import RunSpec, Stage
+from pipeline.models.networks import Parameters
+from pipeline.records.metrics import ACTIVE_VARIANCE
+from pipeline.records.run_folder import Job
+from pipeline.training.engines import stack_for
+from pipeline.training.train import initial_state
+
+SAMPLES, BOUND_SAMPLES = 5000, 64
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of one trained model."""
+
+    log_p: Tensor
+    """Estimated log p(x) of every test image, [N] nats."""
+    active: list[int]
+    """Active units of each stochastic layer."""
+    seconds: float
+    """Of training."""
+
+
+ROWS: dict[str, Callable[[Found], str]] = {
+    "NLL, nats per image": lambda found: f"{-found.log_p.mean():.2f}",
+    "its standard error": lambda found: f"{found.log_p.std() / len(found.log_p) ** 0.5:.2f}",
+    "active units": lambda found: " + ".join(map(str, found.active)),
+    "seconds of training": lambda found: f"{found.seconds:.0f}",
+}
+
+
+def pipeline_run(
+    objective: str,
+    M: int,
+    K: int,
+    parameter: float | None,
+    latent: tuple[int, ...],
+    schedule: tuple[Stage, ...],
+    images: Tensor,
+    test: Tensor,
+) -> Found:
+    """Train and evaluate one run as the pipeline does, under the protocol that the paper's text describes.
+
+    `images`: grey, [N, 784] uint8. `test`: binary, [N, 784] float32.
+    """
+    run = RunSpec(
+        name="one-run",
+        objective=objective,
+        M=M,
+        K=K,
+        parameter=parameter,
+        seed=0,
+        dataset="mnist",
+        latent=latent,
+        train_images=len(images),
+        protocol_name="paper-text",
+        protocol=PROTOCOLS["paper-text"],
+        schedule=schedule,
+        max_steps=None,
+        precision="float32",
+        continues=None,
+        algorithm_version=0,
+    )
+    start = time.monotonic()
+    stack = stack_for([run], [initial_state(Job(run, "", Path(), None), images)], images)
+    while stack.step < run.total_steps:
+        stack.advance(min(stack.steps_between_checks, run.total_steps - stack.step))
+    seconds = time.monotonic() - start
+    p = Parameters(latent, stack.buffers.flat)
+    x = Images(test, torch.arange(len(test)))
+    found = likelihoods(model_log_weights(p, seed=0), x, SAMPLES, BOUND_SAMPLES)
+    seen = binarize_once(images.numpy(), np.arange(BURDA_IMAGES), 0, "active units", test.device)
+    variances = [unit_variances(means) for means in posterior_means(p, seen, seed=0)]
+    active = [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]
+    return Found(torch.from_numpy(found.log_p_hat), active, seconds)

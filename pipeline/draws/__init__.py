@@ -1,0 +1,1 @@
+"""Random numbers as functions of (seed, purpose, step)."""

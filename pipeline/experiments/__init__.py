@@ -1,0 +1,1 @@
+"""WHAT is run: params.yaml, its grid of runs, their resolved specs, protocols and schedules."""

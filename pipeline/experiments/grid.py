@@ -1,0 +1,336 @@
+"""From params.yaml to runs: experiments -> settings -> runs -> cohorts (the stacks that train together).
+
+    python -m pipeline.experiments
+
+writes `cohorts/`, which DVC and training read: one file per cohort, and `index.json` for dvc.yaml. `--params` and
+`--cohorts` name others, for experiments outside DVC (gpu_trial/).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.data.catalogue import DATASETS
+from pipeline.errors import UserError
+from pipeline.experiments.cohorts import COHORTS, INDEX, load_cohorts, load_index
+from pipeline.experiments.names import CellName
+from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
+from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
+from pipeline.experiments.schedule import burda_schedule
+from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
+from pipeline.files import read_json, write_json
+
+PARAMS = Path("params.yaml")
+LONGEST_NAME = 200
+"""Letters of a run's or cohort's name, which is a folder's: file systems take 255, and temporary names are longer."""
+LATENT = {1: (50,), 2: (100, 50)}
+"""Units of the stochastic layers, bottom first; Burda section 5."""
+
+
+def run_name(objective: str, M: int, K: int, parameter: float | None, seed: int, switched: str = "") -> str:
+    """`iwae-M1-K5-s0`, `ciwae-M1-K5-0.5-s0`, `iwae-M1-K5-shuffle-true-s0`; `switched`: see `_protocol`."""
+    extra = "" if parameter is None else f"-{parameter:g}"
+    return f"{objective}-M{M}-K{K}{extra}{switched}-s{seed}"
+
+
+def cohort_name(experiment: str, dataset: str, layers: int, T: int | None, seeds: Sequence[int] = (0,)) -> str:
+    """`burda-table1-mnist-1L-T50`; T is None for an experiment whose sample counts share one cohort.
+
+    Seeds other than 0 alone are named, so that the cohort of a new seed has a name of its own.
+    """
+    samples = "" if T is None else f"-T{T}"
+    further = "" if list(seeds) == [0] else "-s" + "-".join(map(str, seeds))
+    return f"{experiment}-{dataset}-{layers}L{samples}{further}"
+
+
+def _check_objective(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
+    # torch takes seconds to import, which stages that only read finished cohorts should not pay.
+    from pipeline.objectives import OBJECTIVES, check_estimator
+
+    if objective not in OBJECTIVES:
+        raise UserError(f"{where}.objective: unknown objective {objective!r}; allowed: {', '.join(OBJECTIVES)}")
+    entry = OBJECTIVES[objective]
+    if entry.single_M and M != 1:
+        raise UserError(f"{where}.M: {objective} has one group of samples, so M must be 1, not {M}")
+    if entry.single_K and K != 1:
+        raise UserError(
+            f"{where}.K: {objective} has groups of one sample, so K must be 1, not {K} (put the samples in M)"
+        )
+    if (parameter is None) != (entry.parameter is None):
+        need = f"needs its {entry.parameter}" if entry.parameter else "takes none"
+        raise UserError(f"{where}.parameter: {objective} {need}")
+    low, high = entry.between
+    if parameter is not None and not low <= parameter <= high:
+        allowed = f"lies between {low:g} and {high:g}, not at {parameter:g}"
+        raise UserError(f"{where}.parameter: {entry.parameter} of {objective} {allowed}")
+    check_estimator(objective, M, K, parameter)
+
+
+def _protocol(where: str, name: str, choice: str | Changes) -> tuple[str, Protocol, str]:
+    """A setting's protocol under the scale's protocol `name`: what it is called, its fields, what run names say of it.
+
+    Raises: UserError when a field is switched to the value that it has.
+    """
+    if isinstance(choice, str):
+        return choice, PROTOCOLS[choice], "" if choice == name else f"-{choice}"
+    try:
+        protocol = with_changes(PROTOCOLS[name], choice)
+    except ValueError as error:
+        raise UserError(f"{where}.protocol: under {name}, {error}") from error
+    texts = {field: str(value).lower() for field, value in choice.items()}
+    called = ", ".join([name, *(f"{field} = {text}" for field, text in texts.items())])
+    return called, protocol, "".join(f"-{field}-{text}".replace("_", "-") for field, text in texts.items())
+
+
+@dataclass(frozen=True)
+class _Point:
+    """One of the estimators that an experiment trains, under one choice of protocol."""
+
+    where: str
+    setting: Setting
+    M: int
+    K: int
+    parameter: float | None
+    protocol: str | Changes
+
+
+def _points(where: str, experiment: Experiment) -> list[_Point]:
+    """Every (M, K, parameter, protocol) of an experiment, checked."""
+    found = []
+    for index, setting in enumerate(experiment.settings):
+        here = f"{where}.settings.{index}"
+        parameters: list[float | None] = [None] if setting.parameter is None else [*setting.parameter]
+        for M, K, parameter, protocol in itertools.product(setting.M, setting.K, parameters, setting.protocol):
+            _check_objective(here, setting.objective, M, K, parameter)
+            if M * K not in experiment.T:
+                allowed = ", ".join(map(str, experiment.T))
+                raise UserError(
+                    f"{here}: M * K = {M} * {K} = {M * K} is not a sample count of the experiment (T: {allowed})"
+                )
+            found.append(_Point(here, setting, M, K, parameter, protocol))
+    return found
+
+
+Crossed = tuple[list[int], str, int, _Point, int]
+
+
+def _seeds(scale: Scale, part: Part, T: int) -> list[list[int]]:
+    return part.seeds_at.get(T) or part.seeds or scale.seeds
+
+
+def _crossed(scale: Scale, part: Part, points: list[_Point]) -> Iterator[Crossed]:
+    """Every run of a part as (the seeds that train together, dataset, layers, point, seed); further seeds last."""
+    groups = {tuple(group): group for point in points for group in _seeds(scale, part, point.M * point.K)}
+    for seeds in groups.values():
+        own = [point for point in points if seeds in _seeds(scale, part, point.M * point.K)]
+        for dataset, layers, point, seed in itertools.product(part.datasets, part.layers, own, seeds):
+            yield seeds, dataset, layers, point, seed
+
+
+def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec]:
+    """All cohorts by key (`quick/burda-table1-mnist-1L-T50`), in the order of the file.
+
+    Raises: UserError naming the key of params.yaml at fault.
+    """
+    cohorts: dict[str, list[RunSpec]] = {}
+    owners: dict[str, tuple[str, str, str]] = {}
+    for scale_name, scale in params.scales.items():
+        for experiment_name, part in scale.experiments.items():
+            experiment = params.experiments[experiment_name]
+            points = _points(f"{source}: experiments.{experiment_name}", experiment)
+            if missing := {*(part.T or ()), *part.seeds_at} - set(experiment.T):
+                where = f"{source}: scales.{scale_name}.experiments.{experiment_name}.T"
+                allowed = ", ".join(map(str, experiment.T))
+                raise UserError(f"{where}: {min(missing)} is not a sample count of the experiment (T: {allowed})")
+            points = [point for point in points if part.T is None or point.M * point.K in part.T]
+            own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
+            if experiment.latent and part.layers != [len(experiment.latent)]:
+                raise UserError(
+                    f"{source}: scales.{scale_name}.experiments.{experiment_name}.layers: must be"
+                    f" [{len(experiment.latent)}], as many as the experiment's latent {experiment.latent} has"
+                )
+            for seeds, dataset, layers, point, seed in _crossed(scale, part, points):
+                info, M, K, setting = DATASETS[dataset], point.M, point.K, point.setting
+                protocol_name, protocol, switched = _protocol(
+                    point.where, part.protocol or scale.protocol, point.protocol
+                )
+                schedule = own_schedule or burda_schedule(protocol.rounded_learning_rates)
+                train_images = info.train_images_burda if protocol.hold_out else info.train_images
+                try:
+                    depth = _depth(scale, part, schedule, train_images // BATCH_SIZE, bool(own_schedule))
+                except ValueError as error:
+                    where = f"scales.{scale_name}.experiments.{experiment_name}.epochs"
+                    raise UserError(f"{source}: {where}: {error}") from error
+                name = cohort_name(experiment_name, dataset, layers, None if experiment.one_cohort else M * K, seeds)
+                key = f"{scale_name}/{name}"
+                owners[key] = (scale_name, experiment_name, name)
+                cohorts.setdefault(key, []).append(
+                    RunSpec(
+                        name=run_name(setting.objective, M, K, point.parameter, seed, switched),
+                        objective=setting.objective,
+                        M=M,
+                        K=K,
+                        parameter=point.parameter,
+                        seed=seed,
+                        dataset=dataset,
+                        latent=tuple(experiment.latent or LATENT[layers]),
+                        train_images=train_images,
+                        protocol_name=protocol_name,
+                        protocol=protocol,
+                        schedule=schedule,
+                        max_steps=depth,
+                        precision=scale.precision,
+                        continues=_continued(params, scale_name, dataset, layers, seed, setting.after),
+                        algorithm_version=params.algorithm_version,
+                    )
+                )
+    built = {key: CohortSpec(*owners[key], tuple(runs)) for key, runs in cohorts.items()}
+    for cohort in built.values():
+        _check_cohort(cohort, built, source)
+    return built
+
+
+def _depth(scale: Scale, part: Part, schedule: Sequence[Stage], steps_per_epoch: int, own_schedule: bool) -> int:
+    """Updates that a run is taken to: the least that its schedule, stages, epochs and max_steps allow.
+
+    An experiment's own schedule knows nothing of the stages of the papers'.
+
+    Raises: ValueError when `epochs` lie beyond the schedule that is left.
+    """
+    stages = None if own_schedule else part.stages or scale.stages
+    whole = sum(stage.epochs for stage in schedule[:stages])
+    if part.epochs is not None and part.epochs > whole:
+        raise ValueError(f"{part.epochs} are more than the {whole} epochs of its schedule at this scale")
+    epochs = part.epochs or whole
+    limit = part.max_steps or scale.max_steps
+    return epochs * steps_per_epoch if limit is None else min(epochs * steps_per_epoch, limit)
+
+
+def _continued(
+    params: Params, scale_name: str, dataset: str, layers: int, seed: int, after: RunReference | None
+) -> str | None:
+    if after is None:
+        return None
+    scale, source = params.scales[scale_name], params.experiments.get(after.experiment)
+    part = scale.experiments.get(after.experiment)
+    groups = _seeds(scale, part, after.M * after.K) if part else []
+    together = next((seeds for seeds in groups if seed in seeds), None)
+    T = None if source and source.one_cohort else after.M * after.K
+    cohort = cohort_name(after.experiment, dataset, layers, T, together or [seed])
+    return f"{scale_name}/{cohort}/{run_name(after.objective, after.M, after.K, after.parameter, seed)}"
+
+
+def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Path) -> None:
+    where = f"{source}: experiments.{cohort.experiment}"
+    names = [run.name for run in cohort.runs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{where}: {cohort.key} has {', '.join(sorted(twice))} more than once")
+    if long := [name for name in (cohort.name, *names) if len(name) > LONGEST_NAME]:
+        raise UserError(f"{where}: {long[0]} names a folder and is longer than {LONGEST_NAME} letters; shorten it")
+    for run in cohort.runs:
+        key = None if run.continues is None else str(CellName.of(run.continues).cohort)
+        if key != cohort.continues:
+            raise UserError(f"{where}: the runs of {cohort.key} continue runs of different cohorts")
+        if key is None:
+            continue
+        known = [f"{key}/{other.name}" for other in cohorts[key].runs] if key in cohorts else []
+        if run.continues not in known:
+            raise UserError(f"{where}.settings: after: {run.continues} is no run of this scale")
+        if key == cohort.key:
+            raise UserError(
+                f"{where}.settings: after: {run.continues} is of the same cohort, which cannot continue itself"
+            )
+
+
+def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
+    """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key.
+
+    `order` keeps the order of params.yaml, in which the launcher works: JSON files have their keys sorted.
+    """
+
+    def entry(cohort: CohortSpec) -> dict[str, str]:
+        brief = {"scale": cohort.scale, "experiment": cohort.experiment, "name": cohort.name, "dataset": cohort.dataset}
+        return brief if cohort.continues is None else brief | {"continues": cohort.continues}
+
+    every = {key: entry(cohort) for key, cohort in cohorts.items()}
+    return {
+        "params_digest": params.digest(),
+        "cohort_digests": {key: cohort.digest() for key, cohort in cohorts.items()},
+        "judged": {name: scale.judged for name, scale in params.scales.items()},
+        "order": list(cohorts),
+        "scale_names": list(params.scales),
+        "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
+        "evaluations": {
+            name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
+            for name, scale in params.scales.items()
+        },
+        "toys": {name: scale.toy.model_dump() for name, scale in params.scales.items() if scale.toy},
+        "cohorts": {key: value for key, value in every.items() if "continues" not in value},
+        "continued": {key: value for key, value in every.items() if "continues" in value},
+        "every": every,
+    }
+
+
+def _index_digest(value: dict[str, Any]) -> str:
+    """Names the rest of an index, so that one edited by hand is known."""
+    rest = {key: own for key, own in value.items() if key != "index_digest"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_cohorts(params: Params, folder: Path, source: Path = PARAMS) -> int:
+    """Write `folder` anew where it differs; returns how many files changed. `source`: the file, for messages."""
+    cohorts = build_cohorts(params, source)
+    wanted = {folder / f"{key}.json": cohort.to_json() for key, cohort in cohorts.items()}
+    content = index(params, cohorts)
+    wanted[folder / INDEX] = content | {"index_digest": _index_digest(content)}
+    stale = set(folder.rglob("*.json")) - set(wanted)
+    for path in stale:
+        path.unlink()
+    changed = [path for path, value in wanted.items() if _differs(path, value)]
+    for path in changed:
+        write_json(path, wanted[path])
+    return len(changed) + len(stale)
+
+
+def _differs(path: Path, value: Any) -> bool:
+    try:
+        return bool(read_json(path) != value)
+    except UserError:
+        return True  # Missing or damaged: it is written anew.
+
+
+def check_in_step(params: Params, folder: Path) -> None:
+    """Raises: UserError when `folder` was not written from these parameters."""
+    remedy = "run `python -m pipeline.experiments`, then dvc repro again"
+    found = load_index(folder) if (folder / INDEX).exists() else {}
+    if found.get("params_digest") != params.digest() or found.get("index_digest") != _index_digest(found):
+        raise UserError(f"{folder}/ is out of step with {PARAMS}: {remedy}")
+    cohorts = load_cohorts(folder)
+    for key in cohorts.keys() | found["cohort_digests"].keys():
+        if key not in cohorts or cohorts[key].digest() != found["cohort_digests"].get(key):
+            raise UserError(f"{folder / key}.json is not what {PARAMS} gives: {remedy}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m pipeline.experiments", description="Write cohorts/ from params.yaml."
+    )
+    parser.add_argument("--params", type=Path, default=PARAMS, help="a parameter file (params.yaml)")
+    parser.add_argument("--cohorts", type=Path, default=COHORTS, help="where to write (cohorts)")
+    arguments = parser.parse_args()
+    params = load_params(arguments.params)
+    if params.device == "cuda":
+        from pipeline.work.machine import resolve_device
+
+        resolve_device("cuda", f"{arguments.params}: device: cuda")
+    changed = write_cohorts(params, arguments.cohorts, arguments.params)
+    cohorts = load_cohorts(arguments.cohorts)
+    runs = sum(len(cohort.runs) for cohort in cohorts.values())
+    print(f"{arguments.cohorts}/: {len(cohorts)} cohorts, {runs} runs; {changed or 'no'} files changed")

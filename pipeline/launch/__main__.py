@@ -1,0 +1,177 @@
+"""The launcher: trains and evaluates cohorts one after the other, within a time limit, with no DVC and no MLflow.
+
+    python -m pipeline.launch run --minutes 28                     start or continue the next unfinished cohort, and on
+    python -m pipeline.launch status                               what is done, what is left, how long it takes
+    python -m pipeline.launch run --only 'burda-table1-mnist-1L*'  some cohorts alone; COHORT/RUN: a single run
+    python -m pipeline.launch run --to-epoch 40                    all of them so far before one goes deeper
+    python -m pipeline.launch run --idle                           for days, on a machine that others use too
+    python -m pipeline.launch run --ray                            all of them at once, on Ray (docs/scale-out.md)
+    python -m pipeline.launch measure                              how fast this machine trains each kind of stack
+    python -m pipeline.launch simulate 1 4 32                      how long so many such machines would take
+    python -m pipeline.launch pack runs.tar                        runs and checkpoints, to carry to another machine
+    python -m pipeline.launch unpack runs.tar                      verify them there and put them into its store
+
+Needs torch, numpy and safetensors alone (docs/gpu.md). It reads `cohorts/` and `data/binarized/`, and writes `.store/`
+(or ELBO_STORE), from which `dvc repro` takes what is finished, and `reports/<scale>/results/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.experiments.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
+from pipeline.files import disk_error, read_object
+from pipeline.records.provenance import LAUNCHER
+
+ENGINES = ("auto", "fused", "compiled", "graph", "plain")
+
+
+def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
+    shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
+    shared.add_argument("--cohorts", type=Path, default=COHORTS, help="the folder of resolved cohorts (cohorts)")
+    shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
+    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
+    shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    working = commands.add_parser("run", parents=[shared], help="start or continue the next unfinished cohort, and on")
+    working.add_argument("--minutes", type=float, help="stop cleanly before so much time has passed")
+    working.add_argument(
+        "--to-epoch",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="take all that is chosen so far (then so far) before anything goes deeper",
+    )
+    working.add_argument("--idle", action="store_true", help="leave the machine to others: at the lowest priority")
+    working.add_argument("--checkpoint-seconds", type=float, default=30.0, help="a killed run loses no more (30)")
+    working.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="as tasks of the Ray cluster there (auto, HOST:PORT), or of one on this machine (docs/scale-out.md)",
+    )
+    working.add_argument("--dry-run", action="store_true", help="print the plan alone, as status does")
+    commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
+    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of stack on this machine")
+    simulating = commands.add_parser("simulate", parents=[shared], help="how long so many devices would take")
+    simulating.add_argument("devices", type=int, nargs="+")
+    simulating.add_argument("--machine", metavar="NAME", help="at speeds of that machine in the store (this one)")
+    simulating.add_argument("--speeds", type=Path, help="JSON: updates a second by shape, before those in the store")
+    for name, text in (("pack", "put runs and checkpoints into a file"), ("unpack", "take them from a file")):
+        carrying = commands.add_parser(name, parents=[shared], help=text)
+        carrying.add_argument("file", type=Path)
+    arguments = parser.parse_args(words)
+    if arguments.workers is not None and arguments.workers < 1:
+        parser.error("--workers must be at least 1")
+    if min(getattr(arguments, "devices", [1])) < 1:
+        parser.error("simulate needs at least 1 device")
+    if min(getattr(arguments, "to_epoch", None) or [1]) < 1:
+        parser.error("--to-epoch must be at least 1")
+    if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
+        parser.error("--minutes must be above 0")
+    return arguments
+
+
+def _speeds(path: Path) -> dict[str, float]:
+    """Updates a second by shape, as the user gives them.
+
+    Raises: UserError naming the file and the shape whose speed is none.
+    """
+    given = read_object(path, "give a JSON object of updates a second by shape (docs/scale-out.md)")
+    for shape, speed in given.items():
+        if not isinstance(speed, int | float) or isinstance(speed, bool) or not 0 < speed < math.inf:
+            raise UserError(f"{path}: {shape!r}: {speed!r} is no number of updates a second")
+    return given
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    start = time.monotonic()
+    arguments = _arguments(words)
+    # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
+    from pipeline.launch import cores
+    from pipeline.launch.archive import pack, unpack
+    from pipeline.launch.launcher import Project, check_epochs, choose, describe, record, run, say
+    from pipeline.launch.measure import measure_shapes
+    from pipeline.launch.placement import at_speeds, describe_scaling
+    from pipeline.launch.plan import AT_END, machine_name, remembered
+    from pipeline.records.store import store_folder
+    from pipeline.work.machine import this_machine
+    from pipeline.work.priority import yield_to_others
+
+    on_ray = getattr(arguments, "ray", None)
+    cohorts = load_cohorts(arguments.cohorts)
+    chosen = choose(cohorts, load_order(arguments.cohorts), arguments.scale, arguments.only)
+    project = Project(
+        cohorts=cohorts,
+        evaluations={key: load_evaluation(arguments.cohorts, cohort) for key, cohort in cohorts.items()},
+        chosen=tuple(chosen),
+        store=store_folder(),
+        machine=this_machine(
+            "cpu" if on_ray else arguments.device,
+            arguments.workers or "auto",
+            getattr(arguments, "checkpoint_seconds", 30.0),
+            arguments.engine,
+            "--device cuda",
+        ),
+        again=arguments.again,
+    )
+    if arguments.command == "pack":
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store))
+        return 0
+    if arguments.command == "unpack":
+        print(unpack(arguments.file, project.store))
+        record(project)
+        return 0
+    if arguments.command == "measure":
+        for line in measure_shapes(project.chosen, project.machine, project.store):
+            print(line, flush=True)
+        return 0
+    if arguments.command == "simulate":
+        given = _speeds(arguments.speeds) if arguments.speeds else {}
+        machine = replace(project.machine, name=arguments.machine)
+        on_gpu = not machine_name(machine).startswith("cpu")
+        plan = [item for item in replace(project, machine=machine).standings() if item.need not in AT_END]
+
+        def rate(shape: str) -> float | None:
+            return given.get(shape) or remembered(project.store, machine, f"train {shape}")
+
+        print(describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu))
+        return 0
+    limit = getattr(arguments, "minutes", None)
+    seconds = None if limit is None else max(0.0, 60 * limit - (time.monotonic() - start))
+    if on_ray:
+        from pipeline.launch import cluster
+
+        return cluster.run(project, on_ray, arguments.device, arguments.workers, seconds, arguments.dry_run)
+    if arguments.command == "status" or arguments.dry_run:
+        print(describe(project.standings(), project.machine))
+        return 0
+    check_epochs(project, arguments.to_epoch)
+    if arguments.idle:
+        say(yield_to_others())
+    if project.machine.device.type == "cpu":
+        return cores.run(project, seconds, arguments.to_epoch)
+    return run(project, seconds, arguments.to_epoch)
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except OSError as error:
+        sys.exit(f"error: {disk_error(error.filename or 'the disk', 'used', error)}")

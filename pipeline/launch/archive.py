@@ -1,0 +1,268 @@
+"""Carrying runs between machines in one tar file: their waypoints, evaluations, and checkpoints on the way.
+
+    manifest.json                     specs, data digests, and the SHA-256 of every file
+    <run digest>/waypoint-<updates>/...
+    <run digest>/checkpoint.safetensors
+    <run digest>/evaluation-<digest>.json, .npz
+    pace/...                          speeds measured on the machine
+
+Nothing is taken from a file before it was verified, and nothing that the store already has is replaced by less.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import tarfile
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any
+
+from pipeline.data.datasets import load_dataset
+from pipeline.errors import UserError
+from pipeline.experiments.cohorts import binarized
+from pipeline.experiments.spec import CohortSpec, RunSpec, digest
+from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
+from pipeline.records.provenance import code_revision
+from pipeline.records.run_folder import (
+    CHECKPOINT,
+    PART,
+    WAYPOINT,
+    checkpoint_step,
+    is_whole,
+    load_checkpoint,
+    read_run,
+    stored_waypoints,
+    verify_waypoint,
+    waypoint_name,
+)
+from pipeline.records.store import cohort_lock, lock_seconds, stored_jobs
+from pipeline.work.locks import locked
+
+MANIFEST, PACE, UNPACKING = "manifest.json", "pace", ".unpacking"
+BUSY_SECONDS = 2.0
+TRIES, TRY_SECONDS = 100, 0.05
+
+
+def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path) -> str:
+    """Write what the store holds of the chosen cohorts into `target`; returns a sentence that says what it was.
+
+    Raises: UserError when there is nothing, or another process still works on one of the cohorts.
+    """
+    with ExitStack() as locks:
+        jobs: dict[str, dict[str, Any]] = {}
+        for cohort in chosen:
+            if not binarized(cohort.dataset).exists():
+                continue
+            own = carried_jobs(cohort, cohorts, store)
+            if own:
+                locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
+            jobs |= own
+        if not jobs:
+            raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
+        with atomic_path(target) as temporary, temporary.open("wb") as stream:
+            write_archive(stream, jobs, store)
+    finished = sum(_is_finished(store / own, job) for own, job in jobs.items())
+    return (
+        f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
+    """Whether a run of a manifest is as deep in this folder as its cohort takes it."""
+    return is_whole(folder / waypoint_name(RunSpec.from_json(job["spec"]).total_steps))
+
+
+def carried_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path) -> dict[str, dict[str, Any]]:
+    """By digest, what the manifest says of each run of a cohort that the store holds a state of."""
+    data_digest = load_dataset(binarized(cohort.dataset)).digest
+    # What a GPU trained as well as what a CPU did.
+    jobs = [job for device in ("cuda", "cpu") for job in stored_jobs(cohort, cohorts, data_digest, store, device)]
+    return {
+        job.digest: {
+            "cell": f"{cohort.key}/{job.spec.name}",
+            "spec": job.spec.to_json(),
+            "data": data_digest,
+            "origin": job.origin,
+        }
+        for job in jobs
+        if job.steps_done
+    }
+
+
+def write_archive(stream: IO[bytes], jobs: Mapping[str, dict[str, Any]], store: Path) -> None:
+    """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them."""
+    sums: dict[str, str] = {}
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+
+        def add(name: str, content: bytes) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+        contents = [run_files(store / own).items() for own in jobs]
+        contents.append({path: path.read_bytes() for path in sorted((store / PACE).glob("*.json"))}.items())
+        for path, content in itertools.chain(*contents):
+            name = path.relative_to(store).as_posix()
+            sums[name] = hashlib.sha256(content).hexdigest()
+            add(name, content)
+        manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
+        add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+
+
+def run_files(folder: Path) -> dict[Path, bytes]:
+    """A run's files as they are at one moment: read again where it came to a waypoint meanwhile."""
+    for _ in range(TRIES):
+        before = stored_waypoints(folder)
+        with suppress(FileNotFoundError):
+            found = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if _carried(path, folder)}
+            if stored_waypoints(folder) == before:
+                return found
+        time.sleep(TRY_SECONDS)
+    raise UserError(f"{folder}: changes faster than it can be read; run again")
+
+
+def _carried(path: Path, folder: Path) -> bool:
+    """A file that belongs to the state: no left-over of a process that was killed while it wrote, nothing set aside."""
+    parts = path.relative_to(folder).parts
+    return path.is_file() and ASIDE not in parts and not any(PART in part for part in parts)
+
+
+def unpack(source: Path, store: Path) -> str:
+    """Verify a file that `pack` wrote and put its runs into the store; returns a sentence that says what came.
+
+    A waypoint that is here already stays; of two checkpoints the one with more updates stays.
+
+    Raises: UserError naming what is wrong with the file; the runs in the store are then as they were.
+    """
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        sweep(store, f"{UNPACKING}-")
+        # Named after its owner: others may unpack into the same store at the same time.
+        building = Path(tempfile.mkdtemp(prefix=f"{UNPACKING}-{owner()}.", dir=store))
+    except OSError as error:
+        raise disk_error(store, "written", error) from error
+    try:
+        jobs, refused = _verified(source, building)
+        counts = {"finished": 0, "begun": 0, "kept": 0}
+        for own, job in jobs.items():
+            # A run that is trained here now, or that another archive brings, is not changed under its owner's hands.
+            with locked(store / "locks" / f"{own}.lock", job["cell"], lock_seconds()):
+                counts[_register(building / own, store / own, job)] += 1
+        for path in (building / PACE).glob("*.json"):
+            (store / PACE).mkdir(exist_ok=True)
+            path.replace(store / PACE / path.name)
+    finally:
+        remove(building)
+    said = (
+        f"{source}: {counts['finished']} finished runs and {counts['begun']} begun ones registered in {store},"
+        f" {counts['kept']} were here already"
+    )
+    return "\n".join([said, *(f"warning: not taken: {line}" for line in refused)])
+
+
+def _verified(source: Path, building: Path) -> tuple[dict[str, Any], list[str]]:
+    """Write the file's content under `building` and return the manifest's jobs once all of it has proved right.
+
+    States that were damaged before they were packed are removed there; a line for each is returned.
+    """
+    manifest: dict[str, Any] = {}
+    found: dict[str, str] = {}
+    try:
+        # Not compressed, not sparse: what is written is no more than what was read.
+        with tarfile.open(source, "r:") as archive:
+            for member in archive:
+                stream = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+                if stream is None:
+                    raise UserError(f"{source}: {member.name} is no plain file; it was not written by `pack`")
+                if member.name == MANIFEST:
+                    manifest = json.loads(stream.read())
+                    continue
+                parts = PurePosixPath(member.name).parts
+                if len(parts) < 2 or ".." in parts or parts[0].startswith(("/", ".")):
+                    raise UserError(f"{source}: {member.name} is no part of a run; it was not written by `pack`")
+                found[member.name] = _written(stream, building / member.name)
+        jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
+    except OSError as error:
+        raise disk_error(source, "read", error) from error
+    except (tarfile.TarError, *MALFORMED) as error:
+        told = " ".join(str(error).split())
+        raise UserError(f"{source}: not a file that `pack` wrote ({told}); bring it over again") from error
+    if odd := sums.keys() ^ found.keys():
+        raise UserError(f"{source}: {min(odd)} is in the file or in its manifest alone; bring it over again")
+    if damaged := [name for name in found if found[name] != sums[name]]:
+        raise UserError(f"{source}: {damaged[0]} is damaged (its SHA-256 is not the manifest's); bring it over again")
+    if strange := [name for name in found if PurePosixPath(name).parts[0] not in (*jobs, PACE)]:
+        raise UserError(f"{source}: {strange[0]} is no part of a run; it was not written by `pack`")
+    refused: list[str] = []
+    for own, job in jobs.items():
+        with content_of(source, "a file that `pack` wrote", "bring it over again"):
+            told = digest(RunSpec.from_json(job["spec"]), job["data"], job["origin"])
+            cell = str(job["cell"])
+        if told != own:
+            raise UserError(f"{source}: {cell}: its spec does not give its digest {own}; it is not taken")
+        refused += [f"{cell}: {what}" for what in _without_damaged_states(building / own, own)]
+        for steps in stored_waypoints(building / own):
+            run = read_run(building / own / waypoint_name(steps))
+            if digest(RunSpec.from_json(run["spec"]), job["data"], job["origin"]) != own or run["steps"] != steps:
+                raise UserError(f"{source}: {cell}: its run.json is of another run; it is not taken")
+    return jobs, refused
+
+
+def _written(stream: IO[bytes], path: Path) -> str:
+    """Write a stream into a file and return the SHA-256 of what came."""
+    sha256 = hashlib.sha256()
+    with atomic_path(path) as temporary, temporary.open("wb") as out:
+        while chunk := stream.read(1 << 20):
+            sha256.update(chunk)
+            out.write(chunk)
+    return sha256.hexdigest()
+
+
+def _without_damaged_states(folder: Path, own: str) -> list[str]:
+    """Remove the waypoints and checkpoints that are not what was written for this run; returns a line for each."""
+    told = []
+    paths = [folder / waypoint_name(steps) for steps in stored_waypoints(folder)]
+    for path in (*paths, *folder.glob("checkpoint*.safetensors")):
+        try:
+            if path in paths:
+                verify_waypoint(path, own)
+            else:
+                load_checkpoint(path, own)
+        except UserError as error:
+            told.append(str(error).removeprefix(f"{folder}/"))
+            remove(path)
+    return told
+
+
+def _register(arrived: Path, folder: Path, job: Mapping[str, Any]) -> str:
+    """Move one run's files into its folder; returns what became of them."""
+    if not arrived.exists() or not any(path.name.startswith((WAYPOINT, "checkpoint")) for path in arrived.iterdir()):
+        return "kept"
+    was_finished = _is_finished(folder, job)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = False
+    for steps in reversed(stored_waypoints(arrived)):
+        target = folder / waypoint_name(steps)
+        if not is_whole(target):
+            if target.exists():
+                set_aside(target, f"{target}: not whole")
+            (arrived / waypoint_name(steps)).rename(target)
+            new = True
+    deepest = max(stored_waypoints(folder), default=0)
+    for path in (path for path in arrived.iterdir() if path.is_file()):
+        if not path.name.startswith("checkpoint"):
+            path.replace(folder / path.name)
+        elif checkpoint_step(path) > max(deepest, checkpoint_step(folder / path.name)):
+            path.replace(folder / path.name)
+            new = True
+    if checkpoint_step(folder / CHECKPOINT) <= deepest:
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    if not new:
+        return "kept"
+    return "finished" if _is_finished(folder, job) and not was_finished else "begun"

@@ -1,0 +1,353 @@
+"""On CPUs: worker processes, one a core, that each take the next run of the plan that nobody else has.
+
+All that they share is the store. A run is locked while it is worked on, so that any number of launchers beside each
+other never train or evaluate the same run twice, and none waits for another. A run goes from waypoint to waypoint; each
+is evaluated, and written into `reports/`, when it is reached.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pipeline.data.datasets import verified_dataset
+from pipeline.errors import UserError
+from pipeline.evaluation.cohort import evaluate_here, evaluation_at, waypoint_run
+from pipeline.experiments.cohorts import binarized
+from pipeline.experiments.spec import CohortSpec, RunSpec
+from pipeline.launch.launcher import PACE_SECONDS, Project, begin, end, say
+from pipeline.launch.measure import time_kinds
+from pipeline.launch.plan import (
+    BLOCKED,
+    CORE,
+    RECORDED,
+    Standing,
+    evaluation_shape,
+    likelihood_shape,
+    remember,
+    remembered,
+    run_named,
+    run_shape,
+)
+from pipeline.records.provenance import LAUNCHER, origin
+from pipeline.records.run_folder import Job, is_whole, read_run
+from pipeline.records.status import FINISHED
+from pipeline.training.cohort import relative_cost
+from pipeline.training.train import DATA, Progress, run_lock, train
+from pipeline.work import interruption
+from pipeline.work.cohort import Pace, write_standing
+from pipeline.work.console import clock, counted
+from pipeline.work.locks import Busy, locked
+from pipeline.work.workers import Stopped, run_parallel
+
+LINE_SECONDS = 60.0
+LEFT_ALONE = (RECORDED, BLOCKED)
+RESULTS_SECONDS = 120.0
+"""How long to wait for another process that writes the same cohort's results."""
+UPDATES = "updates"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A run and how deep it is to be taken."""
+
+    cohort: CohortSpec
+    """All of it, in the depth of its scale."""
+    run: RunSpec
+    """As the cohort has it."""
+    steps: int
+
+    @property
+    def cell(self) -> str:
+        return f"{self.cohort.key}/{self.run.name}"
+
+
+@dataclass(frozen=True)
+class News:
+    """What a worker tells of its piece: the update that it stands at, and updates a second where they are known."""
+
+    piece: int
+    step: int
+    rate: float | None = None
+    doing: str = UPDATES
+    error: str = ""
+
+
+def pieces(project: Project, epochs: Sequence[int]) -> list[Piece]:
+    """The chosen runs in their order: all to the first of `epochs`, all to the next, ..., all to their depths."""
+    found: list[Piece] = []
+    for epoch in [*sorted(epochs), None]:
+        for chosen in project.chosen:
+            for run in chosen.runs:
+                limit = run.total_steps if epoch is None else min(run.total_steps, epoch * run.steps_per_epoch)
+                cohort = project.cohorts[chosen.key]
+                piece = Piece(cohort, run_named(cohort, run.name), limit)
+                if piece not in found:
+                    found.append(piece)
+    return found
+
+
+def job_of(project: Project, piece: Piece) -> Job:
+    """The piece's run in the store."""
+    jobs = project.jobs(piece.cohort)
+    return next(job for job in jobs if job.spec.name == piece.run.name)
+
+
+def waypoints_to(job: Job, piece: Piece) -> list[int]:
+    """The waypoints of a run up to where the piece takes it."""
+    return [steps for steps in sorted({*job.waypoints, piece.steps}) if steps <= piece.steps]
+
+
+@dataclass
+class _Worker:
+    """One process's work on the pieces."""
+
+    project: Project
+    pieces: list[Piece]
+    facts: dict[str, Any]
+    send: Callable[[News], None]
+    closed: set[int] = field(default_factory=set)
+    """Pieces of which nothing is left, or which failed here."""
+    until: float | None = None
+    """When the time is over (monotonic seconds)."""
+    worked: bool = False
+    jobs: dict[int, Job] = field(default_factory=dict)
+    images: dict[str, tuple[Tensor, Any]] = field(default_factory=dict)
+    """By dataset: the training images, and the whole of dataset.json."""
+
+    def serve(self) -> None:
+        """Take one piece after the other until none can be taken."""
+        while self.take_one():
+            pass
+
+    def take_one(self) -> bool:
+        """Work on the first piece that nobody works on; whether there was one."""
+        for number, piece in enumerate(self.pieces):
+            if interruption.stop_requested():
+                raise interruption.Interrupted
+            if number in self.closed:
+                continue
+            try:
+                if self.work_on(number, piece):
+                    return True
+            except Busy:
+                continue
+            except UserError as error:
+                self.fail(number, str(error))
+            except interruption.Interrupted:
+                raise
+            except Exception:
+                self.fail(number, traceback.format_exc())
+        return False
+
+    def fail(self, number: int, what: str) -> None:
+        self.closed.add(number)
+        self.send(News(number, 0, error=f"{self.pieces[number].cell}: {what}"))
+
+    def work_on(self, number: int, piece: Piece) -> bool:
+        """Train and evaluate one piece; False where nothing was to be done, or not yet.
+
+        Raises: Busy where another process works on the run; UserError with what went wrong; Interrupted.
+        """
+        job = self.jobs.setdefault(number, job_of(self.project, piece))
+        left = [steps for steps in waypoints_to(job, piece) if self.is_open(job, piece, steps)]
+        if not left:
+            self.closed.add(number)
+            self.record(piece)
+            return False
+        if job.continues is not None and not job.waypoint(left[0]).exists():
+            if not is_whole(job.continues):
+                return False
+            if (status := read_run(job.continues)["status"]) != FINISHED:
+                raise UserError(f"continues {job.spec.continues}, which {status}")
+        with run_lock(job, 0):
+            for steps in waypoints_to(job, piece):
+                if not self.reach(number, job, piece, steps):
+                    self.closed.add(number)
+                    break
+            else:
+                self.send(News(number, piece.steps, doing="done"))
+        self.worked = True
+        return True
+
+    def record(self, piece: Piece) -> None:
+        """Write the results of the piece's cohort as far as there are any."""
+        project, key = self.project, piece.cohort.key
+        with locked(project.store / "locks" / f"results-{key.replace('/', '-')}.lock", key, RESULTS_SECONDS):
+            write_standing(piece.cohort, project.jobs(piece.cohort), project.store, project.evaluations[key])
+
+    def is_open(self, job: Job, piece: Piece, steps: int) -> bool:
+        """Whether a waypoint is still to be made or evaluated; of those on the way none is made for its own sake."""
+        if not is_whole(job.waypoint(steps), job.digest):
+            return steps == piece.steps
+        spec = evaluation_at(self.project.evaluations[piece.cohort.key], piece.run, steps)
+        own = waypoint_run(job, piece.run, steps, self.project.store, spec)
+        return own is not None and not own.is_evaluated
+
+    def reach(self, number: int, job: Job, piece: Piece, steps: int) -> bool:
+        """Train the run to a waypoint unless it is there, then evaluate it unless that was done.
+
+        Returns False where the evaluation would not fit into what is left of the time.
+        """
+        project = self.project
+        at = replace(job, spec=replace(job.spec, max_steps=steps))
+        deepest = max((own for own in job.waypoints if is_whole(job.waypoint(own), job.digest)), default=0)
+        if steps > deepest or (steps == piece.steps and not at.is_finished):
+            self.train_to(number, at)
+        spec = evaluation_at(project.evaluations[piece.cohort.key], piece.run, steps)
+        own = waypoint_run(job, piece.run, steps, project.store, spec)
+        if own is None or own.is_evaluated:
+            return True
+        shape = evaluation_shape(piece.cohort, own.evaluation)
+        each = remembered(project.store, CORE, shape)
+        # With a whole slot ahead it is tried in any case: the time that is remembered may be wrong.
+        if self.worked and self.until is not None and each is not None and time.monotonic() + each > self.until:
+            self.send(News(number, steps, doing=f"left: evaluating it takes {clock(each)}, more than there is"))
+            return False
+        self.send(News(number, steps, doing="evaluating"))
+        start = time.monotonic()
+        evaluate_here([own], binarized(piece.cohort.dataset), project.store, project.machine, self.facts)
+        remember(project.store, CORE, shape, time.monotonic() - start)
+        self.worked = True
+        self.record(piece)
+        return True
+
+    def train_to(self, number: int, job: Job) -> None:
+        images, facts = self.data_of(job.spec.dataset)
+        pace = Pace()
+
+        def report(progress: Progress) -> None:
+            pace.note(progress.run, progress.step, time.monotonic())
+            self.send(News(number, progress.step, pace.rate))
+
+        try:
+            machine = self.project.machine
+            arguments = (images, facts, report, interruption.stop_requested, machine.checkpoint_seconds, machine.engine)
+            train([job], *arguments, wait_seconds=None)
+            self.worked = True
+        finally:
+            if pace.rate is not None and pace.seconds >= PACE_SECONDS:
+                remember(self.project.store, CORE, run_shape(job.spec), pace.rate)
+
+    def data_of(self, dataset: str) -> tuple[Tensor, dict[str, Any]]:
+        """The training images, verified once a process, and what run.json tells."""
+        if dataset not in self.images:
+            found = verified_dataset(binarized(dataset))
+            self.images[dataset] = torch.from_numpy(found.train_images), found.info
+        images, info = self.images[dataset]
+        return images, {**self.facts, DATA: info}
+
+
+def _serve(
+    worker: int,
+    send: Callable[[News], None],
+    *,
+    project: Project,
+    plan: list[Piece],
+    facts: dict[str, Any],
+    until: float | None,
+) -> None:
+    _Worker(project, plan, facts, send, until=until).serve()
+
+
+@dataclass
+class Board:
+    """What the launcher tells while its workers work: a line a minute."""
+
+    plan: list[Piece]
+    done: dict[str, int]
+    """By run's digest: updates that the store holds."""
+    digests: list[str]
+    """By piece."""
+    current: dict[int, News] = field(default_factory=dict)
+    """By worker."""
+    failed: list[str] = field(default_factory=list)
+    told: float = field(default_factory=time.monotonic)
+
+    def hear(self, worker: int, news: News) -> None:
+        if news.error:
+            self.failed.append(self.plan[news.piece].cell)
+            say(f"error: {news.error}", file=sys.stderr)
+            return
+        if self.current.get(worker) is None or self.current[worker].piece != news.piece:
+            say(f"{self.plan[news.piece].cell}: from update {news.step:,} to {self.plan[news.piece].steps:,}")
+        if news.doing != UPDATES:
+            say(self.of(news))
+        self.current[worker] = news
+        own = self.digests[news.piece]
+        self.done[own] = max(self.done.get(own, 0), news.step)
+        if time.monotonic() - self.told >= LINE_SECONDS:
+            self.told = time.monotonic()
+            say(self.line())
+
+    def line(self) -> str:
+        return f"{100 * self.share():.2f} % | " + "; ".join(self.of(news) for news in self.current.values())
+
+    def of(self, news: News) -> str:
+        piece = self.plan[news.piece]
+        if news.doing != UPDATES:
+            return f"{piece.cell}: {news.doing} at update {news.step:,}"
+        left = f", {news.rate:,.0f}/s, {clock((piece.steps - news.step) / news.rate)} left" if news.rate else ""
+        return f"{piece.cell}: {news.step:,} of {piece.steps:,}{left}"
+
+    def share(self) -> float:
+        """Of the work of all runs to their depths, what is done; runs weigh what they cost."""
+        runs = {own: piece.run for own, piece in zip(self.digests, self.plan, strict=True)}
+        whole = sum(relative_cost(run) for run in runs.values())
+        made = sum(relative_cost(run) * min(1.0, self.done.get(own, 0) / run.total_steps) for own, run in runs.items())
+        return made / whole if whole else 1.0
+
+
+def forecast(plan: Sequence[Standing], project: Project) -> str:
+    """What is ahead, in a sentence, at speeds that were measured on this machine."""
+    training = sum(item.training_left or 0.0 for item in plan)
+    evaluation = sum(item.evaluation_left or 0.0 for item in plan)
+    untimed = " and what was not timed yet" if any(None in (i.training_left, i.evaluation_left) for i in plan) else ""
+    if not training + evaluation:
+        return f"ahead: {untimed.removeprefix(' and ') or 'nothing'}"
+    share = 100 * evaluation / (training + evaluation)
+    rates = [images_a_second(project, cohort) for cohort in project.chosen]
+    known = [rate for rate in rates if rate is not None]
+    speed = f" at {min(known):,.0f} to {max(known):,.0f} images a second and core" if known else ""
+    cores = counted(project.machine.workers, "core")
+    return f"about {clock(training + evaluation)} ahead on {cores}, {share:.0f} % of it evaluations{speed}{untimed}"
+
+
+def images_a_second(project: Project, cohort: CohortSpec) -> float | None:
+    """How many images' likelihoods a core estimates in a second; None where that was not timed yet."""
+    rate = remembered(project.store, CORE, likelihood_shape(cohort.runs[0].latent))
+    return None if rate is None else rate / project.evaluations[cohort.key].num_samples
+
+
+def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> int:
+    """Work on `project.machine.workers` processes until everything chosen is done, so many seconds are over, or a
+    signal comes; returns the exit status. `epochs`: so far all runs are taken first, then so far, before their depths.
+    """
+    until = begin(seconds)
+    standings = project.standings()
+    workable = [cohort for cohort, item in zip(project.chosen, standings, strict=True) if item.need not in LEFT_ALONE]
+    plan = pieces(replace(project, chosen=tuple(workable)), epochs)
+    jobs = [job_of(project, piece) for piece in plan]
+    open_jobs = [job for job, piece in zip(jobs, plan, strict=True) if job.steps_done < piece.steps]
+    board = Board(plan, {job.digest: job.steps_done for job in jobs}, [job.digest for job in jobs])
+    task = partial(_serve, project=project, plan=plan, facts=origin(LAUNCHER), until=until)
+    count = min(project.machine.workers, len(plan))
+    failures: list[str] = []
+    try:
+        time_kinds(open_jobs, jobs, project.store)
+        say(forecast(project.standings(), project))
+        run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
+    except UserError as error:
+        say(f"error: {error}", file=sys.stderr)
+        failures = ["a worker"]
+    except Stopped:
+        pass
+    return end(project, list(dict.fromkeys([*board.failed, *failures])))

@@ -1,0 +1,178 @@
+"""Where and when cohorts run: how long each takes, in which order they start, how many share a GPU, when all is done.
+
+Pure functions of numbers that were measured (`pipeline.launch.measure`, `pipeline.launch.plan`).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import median
+
+from pipeline.errors import UserError
+from pipeline.launch.plan import Standing, shape_of
+from pipeline.training.cohort import relative_cost
+
+MEMORY_SHARE = 0.9
+"""Of a GPU's memory, what cohorts may take together."""
+LEAST_GAIN = 1.1
+"""Cohorts share a GPU only where together they train so many times faster than one after the other."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A cohort as the schedule sees it."""
+
+    key: str
+    seconds: float
+    """What is left of it on one device."""
+    after: str | None = None
+    """The work that has to end before this one starts."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    seconds: float
+    """Until all is done."""
+    starts: dict[str, float]
+    critical: tuple[str, ...]
+    """The works, one behind the other without a gap, that end last: only they make it longer or shorter."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    seconds: float
+    measured: bool
+    """Whether it rests on this cohort's own step time, or on those of others and its number of samples."""
+
+
+def stack_cost(item: Standing, on_gpu: bool) -> float:
+    """What is left to train of a cohort, in the units of `relative_cost`.
+
+    On a GPU the runs of one sample count train as one stack, for little more than the time of its longest run.
+    """
+    left: dict[int, list[float]] = {}
+    steps = item.steps or (0,) * len(item.cohort.runs)
+    for run, step in zip(item.cohort.runs, steps, strict=True):
+        left.setdefault(run.T, []).append(relative_cost(run) * (1 - step / run.total_steps))
+    return sum(max(costs) if on_gpu else sum(costs) for costs in left.values())
+
+
+def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Estimate]:
+    """Seconds left of each cohort that is not done. An evaluation that was never timed counts nothing.
+
+    What was not timed takes its cost at the median speed of what was; where nothing was, a unit of cost is a second:
+    good for an order, not for a clock.
+    """
+    costs = {item.cohort.key: stack_cost(item, on_gpu) for item in plan}
+    timed = [(item.training_left, costs[item.cohort.key]) for item in plan if item.training_left]
+    unit = median(seconds / cost for seconds, cost in timed) if timed else 1.0
+    found = {}
+    for item in plan:
+        known = item.training_left
+        training = costs[item.cohort.key] * unit if known is None else known
+        found[item.cohort.key] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
+    return found
+
+
+def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> list[Standing]:
+    """The same cohorts with their time left at other speeds. `rate(shape)`: updates a second of all runs together."""
+
+    def timed(item: Standing) -> Standing:
+        own = rate(shape_of(item.cohort, len(item.cohort.runs)))
+        return replace(item, training_left=None if own is None else (item.total_steps - sum(item.steps)) / own)
+
+    return [timed(item) for item in plan]
+
+
+def works(plan: Sequence[Standing], seconds: Mapping[str, Estimate]) -> list[Work]:
+    return [Work(item.cohort.key, seconds[item.cohort.key].seconds, item.cohort.continues) for item in plan]
+
+
+def describe_scaling(plan: Sequence[Standing], devices: Sequence[int], on_gpu: bool) -> str:
+    """How long the cohorts take on so many devices, a cohort each, and which of them decide that.
+
+    Raises: UserError where no speed is known to reckon with.
+    """
+    seconds = estimates(plan, on_gpu)
+    if not any(estimate.measured for estimate in seconds.values()):
+        raise UserError("no speed of these cohorts is known: measure it (`measure`), or give some (--speeds FILE)")
+    total = sum(estimate.seconds for estimate in seconds.values())
+    lines = [f"{len(plan)} cohorts, {total / 3600:,.1f} device hours"]
+    guessed = [key for key, estimate in seconds.items() if not estimate.measured]
+    if guessed:
+        lines.append(f"reckoned by their number of samples, since they were not timed: {', '.join(guessed)}")
+    if any(item.evaluation_left is None for item in plan):
+        lines.append("without evaluations that were never timed")
+    for count in devices:
+        found = simulate(works(plan, seconds), count)
+        times = f"{found.seconds / 3600:9,.1f} h, {total / found.seconds:5.1f} times one"
+        lines.append(f"{count:4d} devices: {times}; decided by {chain(found.critical)}")
+    return "\n".join(lines)
+
+
+def chain(keys: Sequence[str]) -> str:
+    """`a -> b -> c`, the middle of a long one left out."""
+    short = [*keys[:2], f"{len(keys) - 3} more", keys[-1]] if len(keys) > 4 else keys
+    return " -> ".join(short)
+
+
+def tails(waiting: Sequence[Work]) -> dict[str, float]:
+    """Of each work: the seconds of the longest chain that starts with it."""
+    behind: dict[str | None, list[Work]] = {}
+    for work in waiting:
+        behind.setdefault(work.after, []).append(work)
+
+    def tail(work: Work) -> float:
+        return work.seconds + max((tail(other) for other in behind.get(work.key, [])), default=0.0)
+
+    return {work.key: tail(work) for work in waiting}
+
+
+def simulate(waiting: Sequence[Work], devices: int) -> Schedule:
+    """What a list schedule comes to: a free device takes the ready work with the longest tail.
+
+    A work whose `after` is not among the works may start at once.
+    """
+    tail = tails(waiting)
+    by_key = {work.key: work for work in waiting}
+    behind: dict[str, list[Work]] = {}
+    ready: list[tuple[float, str]] = []
+    for work in waiting:
+        if work.after in by_key:
+            behind.setdefault(work.after, []).append(work)
+        else:
+            ready.append((-tail[work.key], work.key))
+    heapq.heapify(ready)
+    running: list[tuple[float, str]] = []
+    starts: dict[str, float] = {}
+    cause: dict[str, str | None] = {}
+    """The work whose end let this one start: it freed the device, or came before it."""
+    now, ended = 0.0, None
+    while ready or running:
+        while ready and len(running) < devices:
+            _, key = heapq.heappop(ready)
+            starts[key], cause[key] = now, ended
+            heapq.heappush(running, (now + by_key[key].seconds, key))
+        now, ended = heapq.heappop(running)
+        for work in behind.get(ended, []):
+            heapq.heappush(ready, (-tail[work.key], work.key))
+    critical = [ended] if ended is not None else []
+    while critical and (before := cause[critical[-1]]) is not None:
+        critical.append(before)
+    return Schedule(now, starts, tuple(reversed(critical)))
+
+
+def cohorts_a_gpu(seconds: Mapping[int, float], peak_bytes: int, memory_bytes: int) -> int:
+    """How many cohorts of one shape share a GPU.
+
+    `seconds`: by number of copies that trained on the GPU at once, what a step then took; 1 must be among them.
+    `peak_bytes`: what one copy takes at most. `memory_bytes`: what the GPU has.
+
+    Of the numbers that were measured, fit, and gain at least `LEAST_GAIN` over one after the other, the one with
+    the most steps a second; 1 where there is none.
+    """
+    fitting = [n for n in seconds if n == 1 or n * peak_bytes <= MEMORY_SHARE * memory_bytes]
+    gains = {n: n * seconds[1] / seconds[n] for n in fitting}
+    return max((n for n in fitting if n == 1 or gains[n] >= LEAST_GAIN), key=lambda n: (gains[n], -n))

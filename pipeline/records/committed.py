@@ -1,0 +1,86 @@
+"""Results as they are in git, to say which of them a run of the pipeline has reproduced."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.records.results import METRICS
+
+NLL = "nll"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A committed NLL that the results on disk do not have."""
+
+    cell: str
+    """`<cohort>/<run>`"""
+    committed: float
+    now: float | None
+    """None where the results have no such run, or it has no NLL."""
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """How the results on disk stand to those of the last commit."""
+
+    committed: int
+    """NLLs that the commit has."""
+    differing: tuple[Difference, ...]
+
+
+def compare(results: Path, scale: str) -> Reproduced | None:
+    """The NLLs under `results` (`reports/<scale>/results`) beside those of the last commit; None where git has none."""
+    committed = _committed(results)
+    if not committed:
+        return None
+    now = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in results.glob(f"*/{METRICS}")}
+    differing = []
+    count = 0
+    for cohort, runs in sorted(committed.items()):
+        for run, metrics in runs.items():
+            if not isinstance(metrics, dict) or NLL not in metrics:
+                continue
+            count += 1
+            value = now.get(cohort, {}).get(run, {}).get(NLL)
+            if value != metrics[NLL]:
+                differing.append(Difference(f"{scale}/{cohort}/{run}", metrics[NLL], value))
+    return Reproduced(count, tuple(differing))
+
+
+def _committed(results: Path) -> dict[str, dict[str, Any]]:
+    """Cohort -> content of its metrics.json in the last commit; empty without git or a commit."""
+    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "--", f"{results.as_posix()}/")
+    names = [name for name in listed.splitlines() if name.endswith(f"/{METRICS}")]
+    return {Path(name).parent.name: json.loads(_git("show", f"HEAD:./{name}")) for name in names}
+
+
+def _git(*words: str) -> str:
+    """What git prints; nothing where it cannot."""
+    try:
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return ""
+
+
+def in_words(found: Reproduced | None, shown: int = 10) -> list[str]:
+    """What came of the comparison: the good news or the bad in the first line, then a line for each difference."""
+    if found is None:
+        return ["git has no committed results of this scale to compare with"]
+    same = found.committed - len(found.differing)
+    lines = [f"{same} of {found.committed} committed NLLs reproduced bit for bit"]
+    gaps = [abs(each.now - each.committed) for each in found.differing if each.now is not None]
+    if gaps:
+        lines[0] += f"; {len(gaps)} differ by at most {max(gaps):.2g} nats, as on another processor or torch they may"
+    if gone := len(found.differing) - len(gaps):
+        lines[0] += f"; {gone} are not there now"
+    for each in found.differing[:shown]:
+        now = "not there now" if each.now is None else f"{each.now:.4f} now"
+        lines.append(f"  {each.cell}: {each.committed:.4f} committed, {now}")
+    if len(found.differing) > shown:
+        lines.append(f"  and {len(found.differing) - shown} more")
+    return lines

@@ -1,0 +1,1 @@
+"""What the results show: cells, effects, statistics, claims."""

@@ -1,0 +1,61 @@
+"""Which details of the protocol matter: each one switched alone, against the scale's protocol as it is."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from pipeline.experiments.protocol import PROTOCOLS, Protocol
+from pipeline.reporting.evidence.cells import Cell, Cells, dataset_name, layers_name, setting_name
+from pipeline.reporting.evidence.effects import Compared, effects_forest, effects_table
+from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.forms.tables import Table, images_note
+
+EXPERIMENT = "protocol-ablation"
+TITLE = "Which details of the protocol matter?"
+CAPTION = (
+    "At a time one detail is switched in which Burda et al.'s code and text differ, or of which the text says nothing; "
+    "the last row is the whole protocol of the text. No paper has these numbers."
+)
+DETAILS = [field.name for field in fields(Protocol)]
+
+
+def _switched(cell: Cell) -> str:
+    """`shuffle = true`; empty for a protocol as it is."""
+    return cell.protocol.partition(", ")[2]
+
+
+def _position(cell: Cell) -> tuple[int, str]:
+    """The reference first, then in the order of the protocol's fields, whole protocols last."""
+    detail = _switched(cell).partition(" = ")[0]
+    return (DETAILS.index(detail) if detail in DETAILS else len(DETAILS), cell.protocol)
+
+
+def _compared(cells: Cells) -> list[Compared]:
+    found = []
+    for place in (place for place in cells if place.experiment == EXPERIMENT):
+        bases = {cell.protocol.partition(", ")[0] for cell in cells[place] if _switched(cell)}
+        reference = next((cell for cell in cells[place] if cell.protocol in bases), None)
+        group = f"{dataset_name(place.dataset)}, {layers_name(place.layers)}, {setting_name(place.setting)}"
+        if reference:
+            found.append(Compared(group, f"{reference.protocol}, as it is", reference, None))
+        for cell in sorted((cell for cell in cells[place] if cell is not reference), key=_position):
+            switched = _switched(cell).replace("_", " ")
+            label = switched or (f"all of protocol {cell.protocol}" if cell.protocol in PROTOCOLS else cell.protocol)
+            found.append(Compared(group, label, cell, reference))
+    return sorted(found, key=lambda one: (one.cell.place.dataset, one.cell.place.layers, one.group))
+
+
+def table(cells: Cells) -> Table | None:
+    """NLL and active units under every switch, and their differences to the reference; None before any was run."""
+    compared = _compared(cells)
+    if not compared:
+        return None
+    see = "Below zero: the switch makes the model better."
+    caption = f"{see}\nNLL in nats, lower is better. {CAPTION} {images_note(cells, EXPERIMENT)}".strip()
+    return effects_table("protocol_ablation", f"{TITLE} The numbers", caption, compared, "protocol", "as it is")
+
+
+def forest(cells: Cells) -> Figure | MissingFigure:
+    caption = f"Left of the line: the switch makes the model better, if the bar stays there.\n{CAPTION}"
+    needs = "finished runs of protocol-ablation, with and without a switch"
+    return effects_forest("protocol_ablation", TITLE, caption, _compared(cells), "the protocol as it is", needs)

@@ -1,0 +1,319 @@
+"""The first screen: six questions, each with a sentence, a small picture, and how sure it is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.published import Place, Setting, published_at
+from pipeline.records.metrics import METRIC_TABLE
+from pipeline.reporting.evidence.cells import (
+    RAINFORTH_METRICS,
+    SPLITS,
+    Estimate,
+    estimate,
+    find,
+    objective_name,
+)
+from pipeline.reporting.evidence.claims import (
+    ASSUMED,
+    BEATS,
+    CHANGES,
+    FAILS,
+    HOLDS,
+    INTERIOR,
+    SAMPLES_HARDLY_HELP,
+    SAMPLES_HELP,
+    UNDECIDED,
+    UNITS,
+    WIDER,
+    ClaimResult,
+    Effect,
+    Term,
+    contrast,
+    published_contrast,
+)
+from pipeline.reporting.forms.numbers import number, span
+from pipeline.reporting.forms.strips import Mark, Strip
+from pipeline.reporting.report import Report
+from pipeline.reporting.sections.depth import whole_epochs
+from pipeline.reporting.sections.gradients import DECODER_RATIO, PAPER_ENCODER_SNR, RATIOS, SLOPES
+
+HERE, PAPER = "here", "paper"
+BURDA = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
+IWAE, VAE = Setting("iwae", 1, 64), Setting("vae", 64, 1)
+
+
+@dataclass(frozen=True)
+class Card:
+    question: str
+    answer: str
+    """A word or two."""
+    sentence: str
+    """The answer with its numbers."""
+    strip: Strip
+    chip: str
+    """How sure it is."""
+    kind: str
+    """The chip's colour: a decision, or nothing."""
+    section: str
+    """Anchor of where it is shown at length."""
+
+
+def cards(report: Report) -> list[Card]:
+    """The six questions in the order in which one asks them."""
+    return [beats(report), samples(report), units(report), posterior(report), interior(report), gradients(report)]
+
+
+def of_family(report: Report, *families: str) -> list[ClaimResult]:
+    return [claim for claim in report.claims if claim.family in families]
+
+
+def known(claims: Sequence[ClaimResult]) -> list[tuple[ClaimResult, Effect]]:
+    return [(claim, claim.effect) for claim in claims if claim.effect is not None]
+
+
+def plain(decision: str) -> str:
+    """A decision without what it assumes."""
+    return decision.removesuffix(f" {ASSUMED}")
+
+
+def short_answer(claims: Sequence[ClaimResult], signs: Sequence[bool]) -> str:
+    """Yes or no by decisions where there are some; by the signs of the effects where nothing is decided."""
+    counts = Counter(plain(claim.decision) for claim in claims)
+    decided = counts[HOLDS] + counts[FAILS]
+    if decided:
+        said = "Yes" if not counts[FAILS] else "No" if not counts[HOLDS] else "In part"
+        return said if len(known(claims)) == len(claims) else f"{said}, so far"
+    if counts[UNDECIDED]:
+        return "Undecided"
+    if not signs:
+        return "Not run"
+    return "It looks so" if all(signs) else "It does not look so" if not any(signs) else "Mixed"
+
+
+def chip(report: Report, claims: Sequence[ClaimResult]) -> tuple[str, str]:
+    """How sure it is, and the decision that colours it."""
+    counts = Counter(plain(claim.decision) for claim in claims)
+    words = {HOLDS: ("holds", "hold"), FAILS: ("does not hold", "do not hold"), UNDECIDED: ("undecided",) * 2}
+    decided = [f"{counts[d]} {one if counts[d] == 1 else many}" for d, (one, many) in words.items() if counts[d]]
+    run = known(claims)
+    if decided:
+        colour = HOLDS if counts[HOLDS] == len(run) else FAILS if counts[FAILS] == len(run) else UNDECIDED
+        return f"{', '.join(decided)} of {len(claims)} claims{at_depth(report)}", colour
+    if not run:
+        return "not run yet", ""
+    return f"{sum(effect.value > 0 for _, effect in run)} of {len(run)} have the claim's sign, none is judged", ""
+
+
+def at_depth(report: Report) -> str:
+    """`, at 40 epochs` where the runs are finished before the papers' schedule is over; else empty."""
+    if report.comparable or not report.results:
+        return ""
+    return f", at {whole_epochs(max(run.epochs for run in report.results))} epochs"
+
+
+def effect_strip(claims: Sequence[ClaimResult], axis: str) -> Strip:
+    """Our effects with their intervals over the paper's; of the paper all, also where ours are missing."""
+    ours = tuple(Mark(effect.value, claim.low, claim.high) for claim, effect in known(claims))
+    paper = tuple(
+        Mark(claim.paper_effect, hollow=True, doubtful=not claim.paper_verified)
+        for claim in claims
+        if claim.paper_effect is not None
+    )
+    return Strip(((HERE, ours), (PAPER, paper)), axis)
+
+
+def paper_effects(claims: Sequence[ClaimResult]) -> list[float]:
+    """The paper's effects in the cells that were run here; in all of them before any was."""
+    chosen = [claim for claim, _ in known(claims)] or list(claims)
+    return [claim.paper_effect for claim in chosen if claim.paper_effect is not None]
+
+
+def beats(report: Report) -> Card:
+    claims = of_family(report, BEATS)
+    ours, papers = [effect.value for _, effect in known(claims)], paper_effects(claims)
+    if ours:
+        better = sum(value > 0 for value in ours)
+        sentence = f"Here IWAE is better by {span(ours)} nats, in {better} of {len(ours)} cells; in the paper by "
+    else:
+        sentence = f"In the paper IWAE is better in {len(papers)} of {len(papers)} cells: by "
+    return Card(
+        "Does IWAE beat VAE?",
+        short_answer(claims, [value > 0 for value in ours]),
+        f"{sentence}{span(papers)}.",
+        effect_strip(claims, "VAE's NLL minus IWAE's at equal k, nats"),
+        *chip(report, claims),
+        "density",
+    )
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What an objective gains from more samples in one cell: ours and the paper's, nats."""
+
+    ours: Effect | None
+    paper: float | None
+
+
+def gains(report: Report, objective: str) -> list[Gain]:
+    """From k = 1 to 50, by dataset and depth."""
+    found = []
+    for experiment, dataset in BURDA:
+        for layers in (1, 2):
+            places = [
+                Place(experiment, dataset, layers, setting)
+                for setting in (Setting.burda(objective, 50), Setting.burda("vae", 1))
+            ]
+            terms = tuple(Term(w, place, find(report.cells, place)) for w, place in zip((1, -1), places, strict=True))
+            paper = published_contrast(terms, "log_p_hat")
+            found.append(Gain(contrast(terms, "log_p_hat"), paper.value if paper else None))
+    return found
+
+
+def samples(report: Report) -> Card:
+    claims = of_family(report, SAMPLES_HELP, SAMPLES_HARDLY_HELP)
+    rows: list[tuple[str, tuple[Mark, ...]]] = []
+    said: dict[str, list[str]] = {HERE: [], PAPER: []}
+    signs: list[bool] = []
+    for objective in ("iwae", "vae"):
+        all_gains = gains(report, objective)
+        run = [gain for gain in all_gains if gain.ours is not None]
+        ours = [gain.ours.value for gain in run if gain.ours is not None]
+        paper = [gain.paper for gain in run or all_gains if gain.paper is not None]
+        name = objective_name(objective)
+        marks = tuple(Mark(value, objective=objective) for value in ours)
+        hollow = tuple(Mark(value, objective=objective, hollow=True) for value in paper)
+        rows += [(f"{name}, {HERE}", marks), (f"{name}, {PAPER}", hollow)]
+        for where, values in ((HERE, ours), (PAPER, paper)):
+            if values:
+                said[where].append(f"{name} {span(values)}")
+        if objective == "iwae":
+            signs = [value > 0 for value in ours]
+    both = {where: " and ".join(parts) for where, parts in said.items()}
+    sentence = f"in the paper {both[PAPER]} nats."
+    if both[HERE]:
+        sentence = f"from 1 to 50 samples {both[HERE]} nats here; {sentence}"
+    else:
+        sentence = f"from 1 to 50 samples {sentence}"
+    answer = short_answer(claims, signs)
+    return Card(
+        "Do more samples help?",
+        answer.replace("Yes", "IWAE, yes; VAE hardly"),
+        f"Gain {sentence}",
+        Strip(tuple(rows), "gain in log p̂ from k = 1 to 50, nats"),
+        *chip(report, claims),
+        "density",
+    )
+
+
+def units(report: Report) -> Card:
+    claims = of_family(report, UNITS)
+    ours, papers = [effect.value for _, effect in known(claims)], paper_effects(claims)
+    here = f"Here IWAE has {span(ours, 0)} more active latent units than VAE at equal k; in" if ours else "In"
+    return Card(
+        "Are more units active?",
+        short_answer(claims, [value > 0 for value in ours]),
+        f"{here} the paper {'' if ours else 'IWAE has '}{span(papers, 0)} more{'' if ours else ' than VAE'}.",
+        effect_strip(claims, "IWAE's active units minus VAE's at equal k"),
+        *chip(report, claims),
+        "density",
+    )
+
+
+MODELS = (Setting("vae", 1, 1), Setting("iwae", 1, 50))
+LATENT = {"two-dimensional": "2 units", "burda-table1": "50 units"}
+
+
+def posterior(report: Report) -> Card:
+    def value(experiment: str, setting: Setting, metric: str) -> Estimate | None:
+        return estimate(find(report.cells, Place(experiment, "mnist", 1, setting)), metric)
+
+    rows, widths, shares = [], [], []
+    for experiment, label in LATENT.items():
+        changed = [value(experiment, setting, "digit_changes") for setting in MODELS]
+        marks = [
+            Mark(100 * one.value, objective=setting.objective)
+            for setting, one in zip(MODELS, changed, strict=True)
+            if one is not None
+        ]
+        rows.append((label, tuple(marks)))
+        widths += _ratio([value(experiment, setting, "log_q_sd") for setting in MODELS])
+        if len(marks) == len(MODELS):
+            shares.append(f"{marks[1].value:.0f} % against {marks[0].value:.0f} %")
+    claims = of_family(report, WIDER, CHANGES)
+    parts = [f"q of IWAE (k = 50) is {span(widths)} times as wide as VAE's here"] if widths else []
+    parts += [f"its decoded samples show another digit in {' and '.join(shares)}"] if shares else []
+    said = "; ".join(parts) + ". " if parts else ""
+    return Card(
+        "Is q wider, and do digits change?",
+        short_answer(claims, [effect.value > 0 for _, effect in known(claims)]),
+        f"{said}The paper shows it in pictures, without numbers.",
+        Strip(tuple(rows), "decoded samples that change the digit, %"),
+        *chip(report, claims),
+        "posterior",
+    )
+
+
+def _ratio(logs: Sequence[Estimate | None]) -> list[float]:
+    found = [one.value for one in logs if one is not None]
+    return [float(np.exp(found[1] - found[0]))] if len(found) == len(MODELS) else []
+
+
+def best_m(values: dict[int, float]) -> int | None:
+    return max(values, key=values.__getitem__) if len(values) > 1 else None
+
+
+def interior(report: Report) -> Card:
+    sweep = [IWAE, *(Setting("miwae", M, K) for M, K in SPLITS), VAE]
+    rows: list[tuple[str, tuple[Mark, ...]]] = []
+    best: dict[str, list[str]] = {HERE: [], PAPER: []}
+    for metric in RAINFORTH_METRICS:
+        places = {setting.M: Place("rainforth-table1", "mnist", 1, setting) for setting in sweep}
+        ours = {M: one.value for M, place in places.items() if (one := estimate(find(report.cells, place), metric))}
+        paper = {M: printed.value for M, place in places.items() if (printed := published_at(place, metric))}
+        marks = []
+        for where, values, hollow in ((HERE, ours, False), (PAPER, paper, True)):
+            chosen = best_m(values)
+            if chosen is not None:
+                marks.append(Mark(chosen, hollow=hollow))
+                best[where].append(f"{chosen} by {METRIC_TABLE[metric].title}")
+        rows.append((METRIC_TABLE[metric].title, tuple(marks)))
+    claims = of_family(report, INTERIOR)
+    here = f"Here the best M is {', '.join(best[HERE])}; of" if best[HERE] else "Of"
+    return Card(
+        "Is the best (M, K) in the interior?",
+        short_answer(claims, [effect.value > 0 for _, effect in known(claims)]),
+        f"{here} the paper's printed values M = {', '.join(best[PAPER])}. M = 1 is IWAE, 64 is VAE.",
+        Strip(tuple(rows), "best M of MIWAE(M, 64/M)", False, True, (1, 4, 16, 64)),
+        *chip(report, claims),
+        "sweep",
+    )
+
+
+def gradients(report: Report) -> Card:
+    ours = []
+    for setting in PAPER_ENCODER_SNR:
+        one = estimate(find(report.cells, Place("rainforth-table1", "mnist", 1, setting)), "snr_encoder")
+        if one is not None and one.value > 0:
+            ours.append(Mark(one.value, objective=setting.objective))
+    paper = tuple(Mark(value, objective=setting.objective, hollow=True) for setting, value in PAPER_ENCODER_SNR.items())
+    claims = of_family(report, RATIOS, DECODER_RATIO, SLOPES)
+    of = {mark.objective: mark.value for mark in ours}
+    sentence = f"by the paper's plot {PAPER_ENCODER_SNR[VAE] / PAPER_ENCODER_SNR[IWAE]:.1f} times."
+    if {"vae", "iwae"} <= of.keys():
+        ratio = number(of["vae"] / of["iwae"], decimals=1)
+        sentence = f"here {ratio} times as noisy with IWAE (K = 64) as with VAE (M = 64); {sentence}"
+    else:
+        sentence = f"noisier with IWAE (K = 64) than with VAE (M = 64), {sentence}"
+    return Card(
+        "Why: gradient signal-to-noise?",
+        short_answer(claims, [effect.value > 0 for _, effect in known(claims)]),
+        f"A tight bound gives the encoder a noisy gradient: {sentence}",
+        Strip(((HERE, tuple(ours)), (PAPER, paper)), "SNR of the encoder's gradient, T = 64", False, True),
+        *chip(report, claims),
+        "gradients",
+    )

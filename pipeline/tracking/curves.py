@@ -1,0 +1,50 @@
+"""Curves of training as MLflow gets them: at most some hundred points, the same whether logged live or afterwards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric
+
+CURVES = ("bound", "elbo", "iwae", "reconstruction")
+CURVE_POINTS = 200
+
+
+def thin_rows(
+    rows: Iterable[Mapping[str, float]], total_steps: int, after_step: float = -1
+) -> list[Mapping[str, float]]:
+    """The first row in each of `CURVE_POINTS` equal stretches of the schedule, and its last step.
+
+    Which rows are taken depends on their steps alone, so that a curve logged piece by piece equals one logged whole;
+    `after_step` is the step of the row taken last.
+    """
+    taken = []
+    last = math.floor(after_step * CURVE_POINTS / total_steps)
+    for row in rows:
+        stretch = math.floor(row["step"] * CURVE_POINTS / total_steps)
+        if stretch > last:
+            taken.append(row)
+            last = stretch
+    return taken
+
+
+def saved_rows(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, float]]:
+    """The arrays `history/*` as the rows that a `LiveTracker` gets."""
+    columns = {name.removeprefix("history/"): array for name, array in arrays.items() if name.startswith("history/")}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*(a.tolist() for a in columns.values()), strict=True)]
+
+
+def curve_metrics(rows: Iterable[Mapping[str, float]], started: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [
+        Metric(f"train/{name}", row[name], started + int(1000 * row["seconds"]), int(row["step"]))
+        for row in rows
+        for name in CURVES
+        if math.isfinite(row[name])
+    ]

@@ -1,0 +1,205 @@
+"""What a run and an experiment are called in MLflow, and what stands beside them: params, tags, numbers, notes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from pipeline.experiments.names import CellName, CohortKey
+from pipeline.experiments.spec import BATCH_SIZE, RunSpec
+from pipeline.records.metrics import ACTIVE_VARIANCE
+from pipeline.records.results import RunResult
+
+# Tags by which the store's runs are recognised.
+CELL, COHORT, SCALE, DIGEST = "cell", "cohort", "scale", "digest"
+SCHEDULE = "schedule"
+"""How much a run is trained, in words; the saved views have one each."""
+COMPLETE = "complete"
+"""Fingerprint of the published content; set last, so that an interrupted publication is never taken for a whole one."""
+NOTE = "mlflow.note.content"
+COLOUR = "mlflow.runColor"
+
+FINAL_METRICS = ("nll", "nll_se", "nll_pruned", "iwae_64", "kl_q_p", "ess_64", "active_units_1", "active_units_2")
+
+
+def experiment_name(scale: str, dataset: str) -> str:
+    return f"{scale}/{dataset}"
+
+
+def schedule(spec: RunSpec) -> str:
+    """`3280 epochs`, or `1000 updates` where the schedule is cut inside of an epoch."""
+    epochs, rest = divmod(spec.total_steps, spec.steps_per_epoch)
+    if rest or not epochs:
+        return f"{spec.total_steps} updates"
+    return "1 epoch" if epochs == 1 else f"{epochs} epochs"
+
+
+def run_name(spec: RunSpec, experiment: str) -> str:
+    """`iwae-M1-K50-1L-s0, burda-table1, 3280 epochs`: no other run of the scale and dataset is called so.
+
+    A continued run also says what it continues: `... after vae-M1-K1, ...`.
+    """
+    suffix = f"-s{spec.seed}"
+    name = f"{spec.name.removesuffix(suffix)}-{spec.layers}L{suffix}"
+    if spec.continues is not None:
+        name = f"{name} after {CellName.of(spec.continues).run.removesuffix(suffix)}"
+    return f"{name}, {experiment}, {schedule(spec)}"
+
+
+def vae_weight(spec: RunSpec) -> float | None:
+    """CIWAE's beta, of which VAE and IWAE are the ends, so that all can stand on one axis; None for Renyi's bounds."""
+    if spec.objective.startswith("vr"):
+        return None
+    return spec.parameter if spec.objective == "ciwae" else float(spec.objective == "vae")
+
+
+def run_params(spec: RunSpec) -> dict[str, str]:
+    """All that one would filter or group by, numbers as numbers.
+
+    `beta` is the weight of the VAE's bound in the objective, which all but VR have. The protocol's fields have their
+    own names.
+    """
+    # torch takes seconds to import, which opening the store alone should not pay.
+    from pipeline.models.networks import HIDDEN_WIDTHS
+    from pipeline.objectives import OBJECTIVES
+
+    known = OBJECTIVES.get(spec.objective)
+    params = {
+        "objective": spec.objective,
+        "M": spec.M,
+        "K": spec.K,
+        "T": spec.T,
+        "beta": vae_weight(spec),
+        (known and known.parameter) or "parameter": spec.parameter,
+        "layers": spec.layers,
+        "latent": "+".join(map(str, spec.latent)),
+        "hidden": "+".join(map(str, HIDDEN_WIDTHS[: spec.layers])),
+        "seed": spec.seed,
+        "batch_size": BATCH_SIZE,
+        "learning_rate_first": spec.schedule[0].learning_rate,
+        "learning_rate_last": learning_rate_last(spec),
+        "train_images": spec.train_images,
+        "max_steps": spec.max_steps,
+        "total_steps": spec.total_steps,
+        "precision": spec.precision,
+        "protocol": spec.protocol_name,
+        **asdict(spec.protocol),
+    }
+    return {name: _as_text(value) for name, value in params.items() if value is not None}
+
+
+def _as_text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def learning_rate_last(spec: RunSpec) -> float:
+    """The rate of the stage in which the run's last update lies."""
+    end = 0
+    for stage in spec.schedule:
+        end += stage.epochs * spec.steps_per_epoch
+        if end >= spec.total_steps:
+            return stage.learning_rate
+    return spec.schedule[-1].learning_rate
+
+
+def run_tags(
+    cohort: str, experiment: str, spec: RunSpec, digest: str, dvc_stage: str | None, git_revision: str | None
+) -> dict[str, str]:
+    tags = {
+        SCALE: CohortKey.of(cohort).scale,
+        "experiment": experiment,
+        COHORT: cohort,
+        CELL: f"{cohort}/{spec.name}",
+        "objective": spec.objective,
+        "dataset": spec.dataset,
+        "layers": str(spec.layers),
+        SCHEDULE: schedule(spec),
+        DIGEST: digest,
+        "dvc.stage": dvc_stage,
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.name": "stages/train.py",
+        "mlflow.source.git.commit": git_revision,
+    }
+    return {name: value for name, value in tags.items() if value is not None}
+
+
+def active_units(metrics: Mapping[str, float]) -> float | None:
+    """Those of all layers together; None where they were not counted."""
+    units = [metrics[name] for name in ("active_units_1", "active_units_2") if name in metrics]
+    return sum(units) if units else None
+
+
+def waypoint_metrics(result: RunResult) -> list[tuple[int, dict[str, float]]]:
+    """Updates and the numbers under `waypoint/` there, to be drawn as curves; none for a run without waypoints."""
+    if not result.waypoints:
+        return []
+    points = []
+    for steps, metrics in (
+        *((w.steps, w.metrics) for w in result.waypoints),
+        (result.spec.total_steps, result.metrics),
+    ):
+        found = {"waypoint/nll": metrics.get("nll"), "waypoint/active_units": active_units(metrics)}
+        points.append((steps, {name: round(v, 4) for name, v in found.items() if v is not None and math.isfinite(v)}))
+    return points
+
+
+def final_metrics(result: RunResult, paper: float | None) -> dict[str, float]:
+    """The numbers of the evaluation under `test/`, and the published one, where there is one, under `paper/`."""
+    ours = result.metrics
+    values = {f"test/{name}": ours[name] for name in FINAL_METRICS if name in ours}
+    units = active_units(ours)
+    if units is not None:
+        values["test/active_units"] = units
+    if paper is not None:
+        values["paper/nll"] = paper
+        if "nll" in ours:
+            values["paper/delta"] = ours["nll"] - paper
+    return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}
+
+
+def fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
+    """Changes whenever a published number does, be it ours or the paper's."""
+    note = run_description(result, metrics)
+    content = [
+        run_name(result.spec, result.experiment),
+        run_params(result.spec),
+        metrics,
+        result.evaluation.get("digest"),
+        note,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def description(scale: str, dataset: str) -> str:
+    """What the page of one MLflow experiment says on top, in Markdown; its first line also stands in their list."""
+    return (
+        f"{dataset} at scale {scale}: runs of Burda et al. (2016) and Rainforth et al. (2018).\n"
+        "\n- `test/nll`: negative log-likelihood in nats, lower is better; `test/nll_se`: its standard error\n"
+        "- `paper/nll`: the published value, `paper/delta`: ours minus the paper's\n"
+        f"- `test/active_units`: latent units with variance above {ACTIVE_VARIANCE}; `test/kl_q_p`: -KL(Q||P)\n"
+        "- `train/*`: averages per image over training, in nats\n"
+        "- `waypoint/*`: NLL and active units at the ends of the schedule's stages\n"
+        "- `beta`: weight of the VAE's bound: 1 for VAE, 0 for IWAE, MIWAE and PIWAE, between for CIWAE\n\n"
+        "The saved views have the charts to begin with, one view for each schedule, since only runs of one "
+        "schedule compare. Tick runs and press *Compare*, or group by the tag `objective` or the param `K`. "
+        f"Tables with the papers' numbers: `reports/{scale}/index.html`."
+    )
+
+
+def run_description(result: RunResult, metrics: Mapping[str, float]) -> str:
+    """What a run's page says: its cell and how to make it, its NLL beside the paper's, where to read on."""
+    under_way = f", under way to {result.planned_steps} updates" if result.is_under_way else ""
+    lines = [f"Cell `{result.cell}`, made by `dvc repro evaluate@{result.cohort}`: {result.status}{under_way}."]
+    if "test/nll" in metrics:
+        paper = "no published value"
+        if "paper/nll" in metrics:
+            paper = f"the paper {metrics['paper/nll']:.2f}, ours minus the paper's {metrics['paper/delta']:+.2f}"
+        error = f" ± {metrics['test/nll_se']:.2f}" if "test/nll_se" in metrics else ""
+        lines.append(f"Test NLL {metrics['test/nll']:.2f}{error} nats; {paper}.")
+    lines.append(
+        f"Beside all other cells: `reports/{result.scale}/index.html`; every number: the artifact `result.json`."
+    )
+    return "\n\n".join(lines)

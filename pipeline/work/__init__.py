@@ -1,0 +1,1 @@
+"""DOING the work on this machine: a cohort's training and evaluation, workers, interruption, console."""

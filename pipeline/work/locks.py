@@ -1,0 +1,60 @@
+"""Locks between processes: one file each, freed when the process that took it ends, and those that it has forked.
+
+By flock, which a forked child inherits and keeps: filelock's release in a child would free its parent's.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipeline.errors import UserError
+
+POLL_SECONDS = 0.05
+
+
+class Busy(UserError):
+    """Another process has the lock."""
+
+
+@contextmanager
+def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
+    """Keep every other process out while the block runs. `what`: how messages call what is locked.
+
+    Raises: Busy naming the process that has the lock, after so many seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Opened without truncation: the file holds the number of the process that has the lock.
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if not _taken(descriptor, wait_seconds):
+            pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+            raise Busy(
+                f"{what}: process {pid} is working on it;"
+                f" wait for it to end or stop it (kill {pid}), then run the same command again: nothing is lost"
+            )
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            yield
+        finally:
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+    finally:
+        os.close(descriptor)
+
+
+def _taken(descriptor: int, wait_seconds: float) -> bool:
+    until = time.monotonic() + wait_seconds
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(POLL_SECONDS)
+        else:
+            return True

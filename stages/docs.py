@@ -1,0 +1,87 @@
+"""Write what README.md says of the results and docs/map.md of the modules: `python -m stages.docs`.
+
+No DVC stage: these files are people's too, and only what stands between two marks in them is written. `make repro`,
+`make paper` and `make report` call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.experiments.cohorts import COHORTS, REPORTS, load_cohorts
+from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.params import load_params
+from pipeline.files import write_text
+from pipeline.records.results import load_results
+from pipeline.reporting.summary import PICTURE, readme_part
+from stages import run_stage
+
+README, MAP = Path("README.md"), Path("docs/map.md")
+PACKAGES = ("pipeline", "stages", "examples", "benchmarks")
+BEGIN, END = "<!-- written by `python -m stages.docs`: begin -->", "<!-- end -->"
+
+
+def status() -> str:
+    """What README.md should say of the results."""
+    scales = list(load_params(PARAMS).scales)
+    cohorts = load_cohorts(COHORTS).values()
+    planned = {scale: [cohort for cohort in cohorts if cohort.scale == scale] for scale in scales}
+    pictured = [scale for scale in scales if (REPORTS / scale / "figures" / f"{PICTURE}.png").exists()]
+    return readme_part({scale: load_results(REPORTS / scale / "results") for scale in scales}, planned, pictured)
+
+
+def module_lines(root: Path) -> str:
+    """A list for each package: what its docstring says, and the first line of that of each of its modules."""
+    parts = []
+    for package in sorted(path.parent for name in PACKAGES for path in root.glob(f"{name}/**/__init__.py")):
+        modules = [path for path in sorted(package.glob("*.py")) if path.name != "__init__.py"]
+        where = package.relative_to(root).as_posix()
+        lines = [f"**`{where}/`** {_first_line(package / '__init__.py')}".rstrip(), ""]
+        lines += [f"- [`{path.name}`](../{where}/{path.name}): {_first_line(path)}" for path in modules]
+        parts.append("\n".join(lines).rstrip())
+    return "\n\n".join(parts)
+
+
+def _first_line(path: Path) -> str:
+    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+def with_part(text: str, part: str) -> str:
+    """A text with what stands between its marks replaced.
+
+    Raises: ValueError where it has no marks.
+    """
+    before, found, rest = text.partition(BEGIN)
+    _, closed, after = rest.partition(END)
+    if not found or not closed:
+        raise ValueError(f"no {BEGIN} ... {END}")
+    return f"{before}{BEGIN}\n{part}\n{closed}{after}"
+
+
+def written(path: Path, part: str) -> bool:
+    """Bring a file in step; whether it was not.
+
+    Raises: UserError where it has no marks.
+    """
+    before = path.read_text(encoding="utf-8")
+    try:
+        after = with_part(before, part)
+    except ValueError as error:
+        raise UserError(f"{path}: has {error}; put these marks where the written part is to stand") from error
+    if after != before:
+        write_text(path, after)
+    return after != before
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m stages.docs", description=__doc__).parse_args()
+    for path, part in ((README, status()), (MAP, module_lines(Path.cwd()))):
+        print(f"{path}: {'brought in step' if written(path, part) else 'in step'}")
+
+
+if __name__ == "__main__":
+    run_stage(main)

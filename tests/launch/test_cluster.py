@@ -1,0 +1,325 @@
+"""Cohorts on a real Ray cluster of two nodes on loopback: whatever is lost, the numbers are those of a whole run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipeline.data.datasets import load_dataset
+from pipeline.errors import UserError
+from pipeline.experiments.cohorts import (
+    COHORTS,
+    INDEX,
+    binarized,
+    load_cohorts,
+    load_evaluation,
+    load_order,
+    results_folder,
+)
+from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.files import write_json
+from pipeline.launch import __main__ as launch
+from pipeline.launch import cluster as driver
+from pipeline.launch.cluster_task import SCRATCH, Order
+from pipeline.launch.launcher import Project
+from pipeline.launch.launcher import run as run_launcher
+from pipeline.records.run_folder import CHECKPOINT, Job, checkpoint_step
+from pipeline.records.store import cohort_lock, store_folder, stored_jobs
+from pipeline.work import interruption
+from pipeline.work.machine import Machine
+from tests.conftest import PATIENCE_SECONDS, ROOT, make_images, make_run, wait_for, write_dataset
+
+FIRST, SECOND, THIRD = "tiny/first-mnist-1L-T5", "tiny/second-mnist-1L-T5", "tiny/third-mnist-1L-T1"
+STEPS = 1200
+MADE = (
+    CohortSpec(
+        "tiny", "second", "second-mnist-1L-T5", (make_run(max_steps=40, continues=f"{FIRST}/{make_run().name}"),)
+    ),
+    CohortSpec("tiny", "first", "first-mnist-1L-T5", (make_run(max_steps=STEPS), make_run("vae", 5, 1, max_steps=60))),
+    CohortSpec("tiny", "third", "third-mnist-1L-T1", (make_run("vae", 1, 1, max_steps=40),)),
+)
+EVALUATION = EvaluationSpec(
+    seed=1, num_samples=100, bound_samples=10, test_images=5, train_images=0, pruned_images=0, diagnostic_images=0
+)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three cohorts, one continuing another, launched unbroken in a process of their own."""
+    folder = tmp_path_factory.mktemp("project")
+    write_dataset(folder / binarized("mnist"), make_images())
+    for cohort in MADE:
+        write_json(folder / COHORTS / f"{cohort.key}.json", cohort.to_json())
+    evaluations = {"tiny": {cohort.experiment: asdict(EVALUATION) for cohort in MADE}}
+    write_json(folder / COHORTS / INDEX, {"order": [cohort.key for cohort in MADE], "evaluations": evaluations})
+    shutil.copytree(folder, folder / "unbroken")
+    done = start(folder / "unbroken", "--workers", "1")
+    output, _ = done.communicate(timeout=PATIENCE_SECONDS)
+    assert "3 cohorts: 3 done" in output, output
+    return folder
+
+
+def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+    """A launcher in a process group of its own."""
+    command = [sys.executable, "-m", "pipeline.launch", "run", "--scale", "tiny", "--device", "cpu", *words]
+    inherited = {name: value for name, value in os.environ.items() if name != "ELBO_STORE"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    own = {**inherited, "PYTHONPATH": path}
+    streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    return subprocess.Popen(command, cwd=folder, env=own, text=True, start_new_session=True, **streams)
+
+
+@pytest.fixture
+def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    """The project with nothing trained, as the working folder."""
+    for name in ("cohorts", "data"):
+        shutil.copytree(project / name, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ELBO_STORE", raising=False)
+    cohorts = load_cohorts(COHORTS)
+    chosen = tuple(cohorts[key] for key in load_order(COHORTS))
+    evaluations = {key: load_evaluation(COHORTS, cohort) for key, cohort in cohorts.items()}
+    return Project(cohorts, evaluations, chosen, store_folder(), Machine(torch.device("cpu"), 1, 0.05))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head with a CPU; each test adds what it may lose."""
+    os.environ[driver.LOOPBACK_VARIABLE] = "0"
+    pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
+    from ray.cluster_utils import Cluster
+
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+    found = Cluster()
+    found.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)
+    yield found
+    found.shutdown()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture
+def second_node(cluster: Any) -> Iterator[Any]:
+    node = cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")
+    yield node
+    if node in cluster.list_all_nodes():
+        cluster.remove_node(node)
+
+
+def go(project: Project, cluster: Any, workers: int = 1) -> int:
+    return driver.run(project, cluster.address, "auto", workers)
+
+
+def numbers(folder: Path, cohort: str) -> dict[str, Any]:
+    results = folder / results_folder(cohort)
+    arrays = dict(np.load(results / "arrays.npz"))
+    kept = {name: array.tolist() for name, array in arrays.items() if not name.endswith("/seconds")}
+    return {"metrics": json.loads((results / "metrics.json").read_text()), **kept}
+
+
+def assert_same(folder: Path, project: Path, *keys: str) -> None:
+    """The metrics, curves and weights of these cohorts, else of all, are those of the unbroken run."""
+    unbroken = project / "unbroken"
+    for key in keys or [cohort.key for cohort in MADE]:
+        assert numbers(folder, key) == numbers(unbroken, key)
+        for run in json.loads((unbroken / results_folder(key) / "runs.json").read_text()).values():
+            deepest = max((unbroken / ".store" / run["digest"]).glob("waypoint-*"))
+            expected = sorted(deepest.glob("*.safetensors"))
+            assert {path.name for path in expected} == {"weights.safetensors", "optimizer.safetensors"}
+            for path in expected:
+                ours, theirs = load_file(folder / path.relative_to(unbroken)), load_file(path)
+                assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
+
+
+def jobs(project: Project, key: str) -> list[Job]:
+    return stored_jobs(project.cohorts[key], project.cohorts, load_dataset(binarized("mnist")).digest, project.store)
+
+
+def once(condition: Callable[[], Any], action: Callable[[], None]) -> threading.Thread:
+    """Do something from another thread as soon as a condition holds."""
+
+    def wait() -> None:
+        until = time.monotonic() + PATIENCE_SECONDS
+        while not condition():
+            if time.monotonic() > until:
+                return
+            time.sleep(0.02)
+        action()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_two_nodes_train_everything(
+    here: Project, project: Path, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert go(here, cluster) == 0
+    output = capsys.readouterr().out
+    assert_same(Path.cwd(), project)
+    assert "3 cohorts: 3 done, 0 begun, 0 to do" in output
+    # What continues another cohort comes behind it.
+    assert output.index(f"{FIRST}: done") < output.index(f"{SECOND}: done")
+    # Nothing is left to do, for the launcher either.
+    assert run_launcher(here, None) == 0
+    assert "training" not in capsys.readouterr().out
+
+
+def steps_of(project: Project, key: str) -> int:
+    """Updates of the cohort that came home in checkpoints and finished runs."""
+
+    def steps(job: Job) -> int:
+        try:
+            return job.spec.total_steps if job.is_finished else checkpoint_step(job.folder / CHECKPOINT)
+        except UserError:  # It was replaced meanwhile.
+            return 0
+
+    return sum(map(steps, jobs(project, key)))
+
+
+def worker_of(node: Any) -> int | None:
+    """The process on a node that has a task's folder."""
+    raylet = node.all_processes["raylet"][0].process.pid
+    for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*"):
+        pid = int(folder.name.removeprefix(SCRATCH).partition("-")[0])
+        status = Path(f"/proc/{pid}/stat")
+        if status.exists() and status.read_text().rpartition(") ")[2].split()[1] == str(raylet):
+            return pid
+    return None
+
+
+def test_a_killed_worker_and_a_lost_node_change_nothing(
+    here: Project, project: Path, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes a cohort, for which one of two nodes has room: that one's worker is killed, then a whole node."""
+    own = replace(here, chosen=(here.cohorts[FIRST],))
+    nodes = [second_node, cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")]
+    lost: list[int] = []
+
+    def lose_node() -> None:
+        lost.append(steps_of(own, FIRST))
+        (node,) = (node for node in nodes if worker_of(node))
+        cluster.remove_node(node)
+        nodes.remove(node)
+
+    def kill() -> None:
+        lost.append(steps_of(own, FIRST))
+        (pid,) = filter(None, map(worker_of, nodes))
+        os.kill(pid, signal.SIGKILL)
+        threads.append(once(lambda: steps_of(own, FIRST) > lost[0] and any(map(worker_of, nodes)), lose_node))
+
+    threads = [once(lambda: steps_of(own, FIRST) > 0, kill)]
+    try:
+        assert go(own, cluster, workers=2) == 0
+    finally:
+        for thread in threads:
+            thread.join()
+        for node in nodes:
+            cluster.remove_node(node)
+    said = capsys.readouterr().err
+    shares = [float(share) for share in re.findall(r"was lost; it goes on from the ([0-9.]+) % that came home", said)]
+    assert len(lost) == len(shares) == 2
+    assert 0 < shares[0] < shares[1]
+    assert_same(Path.cwd(), project, FIRST)
+
+
+def test_a_killed_driver_goes_on(
+    here: Project, project: Path, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = replace(here, chosen=(here.cohorts[FIRST],))
+    words = ("--ray", cluster.address, "--only", FIRST, "--checkpoint-seconds", "0.05")
+    process = start(Path.cwd(), *words)
+    wait_for(lambda: steps_of(own, FIRST), process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert not all(job.is_finished for job in jobs(own, FIRST))
+    # And one that is asked to stop.
+    before = steps_of(own, FIRST)
+    once(lambda: steps_of(own, FIRST) > before, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert go(own, cluster) == 130
+    captured = capsys.readouterr()
+    assert "stopped by a signal: checkpoints are in the store" in captured.err
+    assert f"{FIRST}   2 runs" in captured.out
+    assert before < steps_of(own, FIRST)
+    interruption.clear()
+    assert go(own, cluster) == 0
+    assert_same(Path.cwd(), project, FIRST)
+
+
+def test_out_of_memory_is_tried_alone_and_then_named(
+    here: Project,
+    project: Path,
+    cluster: Any,
+    second_node: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The tasks are real but for their want of memory: one has enough on a whole node, one has not."""
+    real = driver.cohort_task
+
+    def hungry(order: Order, *rest: Any) -> tuple[str, str]:
+        import ray
+
+        alone = ray.get_runtime_context().get_assigned_resources()["CPU"] == 2
+        if not alone or order.cohort.key == "tiny/first-mnist-1L-T5":
+            return "out of memory", "torch.OutOfMemoryError: CUDA out of memory"
+        return real(order, *rest)
+
+    monkeypatch.setattr(driver, "cohort_task", hungry)
+    own = replace(here, chosen=(here.cohorts[FIRST], here.cohorts[THIRD]))
+    assert go(own, cluster) == 1
+    said = capsys.readouterr().err
+    assert f"{THIRD}: out of memory; it goes on alone" in said
+    assert f"error: {FIRST}: torch.OutOfMemoryError" in said
+    assert f"error: {FIRST} failed (see above)" in said
+    assert_same(Path.cwd(), project, THIRD)
+
+
+def test_another_version_is_refused(here: Project, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver, "project_version", lambda: "source 0123, torch 9.9")
+    with pytest.raises(UserError, match=r"has another version of this project \(source .*, torch .*\) than the driver"):
+        go(here, cluster)
+    assert not here.store.exists()
+
+
+def test_what_another_process_works_on_is_left(here: Project, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    own = replace(here, chosen=(here.cohorts[FIRST],))
+    with cohort_lock(own.store, FIRST):
+        assert go(own, cluster) == 1
+    assert f"{FIRST}: process {os.getpid()} is working on this cohort" in capsys.readouterr().out
+
+
+def test_a_dry_run_tells_the_plan(here: Project, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cluster.run(here, cluster.address, "auto", 1, dry=True) == 0
+    output = capsys.readouterr().out
+    assert "1 CPUs" in output
+    assert f"{FIRST}: 0 GPU, 1 CPU, not timed yet" in output
+    assert f"{SECOND}: 0 GPU, 1 CPU, not timed yet, after {FIRST}" in output
+    assert not here.store.exists()
+
+
+def test_without_ray_it_says_how_to_install_it(here: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install '\.\[ray\]'"):
+        launch.main(["run", "--ray", "--scale", "tiny"])

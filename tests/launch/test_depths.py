@@ -1,0 +1,164 @@
+"""From scale to scale along the same trajectories: nothing is trained twice, whatever happens on the way."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from pipeline.experiments.cohorts import results_folder
+from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.launch.cores import run
+from pipeline.launch.launcher import Project, cut
+from pipeline.launch.plan import DONE
+from pipeline.records.results import ARRAYS, METRICS, RUNS, WAYPOINTS, load_results, load_under_way
+from pipeline.records.run_folder import HISTORY, HISTORY_COLUMNS, OPTIMIZER, WEIGHTS, read_run, stored_waypoints
+from pipeline.work import interruption
+from pipeline.work.machine import Machine
+from tests.conftest import ROOT, make_images, make_run, write_dataset
+
+EARLIER = EvaluationSpec(seed=1, num_samples=20, bound_samples=10, test_images=4, train_images=0, pruned_images=0)
+LAST = replace(EARLIER, test_images=8, earlier=EARLIER)
+NAME = "first-mnist-1L-T5"
+
+
+def grid(overnight: int, quick: int = 25, paper: int | None = 400) -> dict[str, CohortSpec]:
+    """Three scales of one trajectory, whose stages end after 10, 40, 130, 400 updates, and one that continues it."""
+    cohorts = {}
+    for scale, depth in (("quick", quick), ("overnight", overnight), ("paper", paper)):
+        first = CohortSpec(scale, "first", NAME, (make_run(max_steps=depth),))
+        then = make_run("vae", 5, 1, max_steps=15, continues=f"{scale}/{NAME}/iwae-M1-K5-s0")
+        cohorts |= {first.key: first, f"{scale}/then": CohortSpec(scale, "then", "then", (then,))}
+    return cohorts
+
+
+def project(cohorts: dict[str, CohortSpec], scale: str, store: Path = Path(".store")) -> Project:
+    chosen = tuple(cohort for cohort in cohorts.values() if cohort.scale == scale)
+    return Project(cohorts, dict.fromkeys(cohorts, LAST), chosen, store, Machine(torch.device("cpu"), 2, 1e9))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "data/binarized/mnist", make_images())
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ELBO_STORE", raising=False)
+
+
+def take(cohorts: dict[str, CohortSpec], scale: str, store: Path = Path(".store")) -> Project:
+    interruption.clear()
+    own = project(cohorts, scale, store)
+    assert run(own, None) == 0
+    assert {item.need for item in own.standings()} == {DONE}
+    return own
+
+
+def stretches(own: Project, key: str) -> list[tuple[int, int]]:
+    """From which update to which the run of a cohort was trained at a time."""
+    (job,) = own.jobs(own.cohorts[key])
+    training = read_run(job.finished)["training"]
+    return [(part["from"], part["to"]) for part in training["stretches"]]
+
+
+def assert_same_runs(ours: Project, theirs: Project) -> None:
+    for cohort in ours.chosen:
+        for own, other in zip(ours.jobs(cohort), theirs.jobs(cohort), strict=True):
+            assert own.digest == other.digest
+            for name in (WEIGHTS, OPTIMIZER):
+                one, two = load_file(own.finished / name), load_file(other.finished / name)
+                assert one.keys() == two.keys()
+                assert all(np.array_equal(one[key], two[key]) for key in one), name
+            tables = [np.loadtxt(job.finished / HISTORY, delimiter=",", skiprows=1) for job in (own, other)]
+            seconds = HISTORY_COLUMNS.index("seconds")
+            assert np.array_equal(*(np.delete(table, seconds, axis=1) for table in tables))
+
+
+def lasting(scale: str) -> dict[str, bytes]:
+    """The results that are the same whenever they are made."""
+    return {
+        f"{key}/{name}": (results_folder(f"{scale}/{key}") / name).read_bytes()
+        for key in (NAME, "then")
+        for name in (RUNS, METRICS, WAYPOINTS, ARRAYS)
+    }
+
+
+def test_each_scale_goes_on_from_the_last_and_ends_as_one_that_was_never_stopped() -> None:
+    cohorts = grid(overnight=40)
+    quick = take(cohorts, "quick")
+    assert stretches(quick, f"quick/{NAME}") == [(0, 25)]
+    take(cohorts, "overnight")
+    # One edit: a stage more.
+    cohorts = grid(overnight=130)
+    overnight = take(cohorts, "overnight")
+    (job,) = overnight.jobs(overnight.cohorts[f"overnight/{NAME}"])
+    assert stored_waypoints(job.folder) == [130, 40, 25, 10]
+    assert sum(until - start for start, until in stretches(overnight, f"overnight/{NAME}")) == 130
+    results = lasting("overnight")
+    shutil.rmtree("reports")
+    undisturbed = take(grid(overnight=130), "overnight", Path("another-store"))
+    assert stretches(undisturbed, f"overnight/{NAME}") == [(0, 130)]
+    assert_same_runs(overnight, undisturbed)
+    assert lasting("overnight") == results
+    # What continues the run starts from its depth at the same scale.
+    digests = {
+        scale: project(cohorts, scale).jobs(cohorts[f"{scale}/then"])[0].digest for scale in ("quick", "overnight")
+    }
+    assert len(set(digests.values())) == 2
+
+
+def test_waypoints_are_evaluated_as_they_are_reached_and_an_unfinished_run_shows_its_deepest() -> None:
+    cohorts = grid(overnight=130)
+    interruption.clear()
+    own = project(cohorts, "overnight")
+    # 200 images are 10 updates an epoch: to 40 of 130 updates.
+    assert run(cut(replace(own, chosen=own.chosen[:1]), 4), None) == 0
+    (under_way,) = load_under_way(Path("reports/overnight/results"))
+    assert load_results(Path("reports/overnight/results")) == []
+    assert (under_way.spec.total_steps, under_way.planned_steps, under_way.epochs) == (40, 130, 4)
+    assert under_way.metrics["test_images"] == 4
+    assert [own.steps for own in under_way.waypoints] == [10]
+    take(cohorts, "overnight")
+    assert load_under_way(Path("reports/overnight/results")) == []
+    first, _ = load_results(Path("reports/overnight/results"))
+    assert first.metrics["test_images"] == 8
+    assert [(own.steps, own.metrics["test_images"]) for own in first.waypoints] == [(10, 4), (40, 4)]
+    assert first.waypoints[0].arrays["log_p_hat"].shape == (4,)
+
+
+SCRIPT = """
+import sys
+sys.path.insert(0, {root!r})
+from tests.launch.test_depths import grid, project, run
+sys.exit(run(project(grid(overnight={depth}), "overnight"), None))
+"""
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_random_moments_it_ends_the_same(seed: int) -> None:
+    chance = random.Random(seed)
+    for depth in (40, 400):
+        for _ in range(3):
+            process = subprocess.Popen(
+                [sys.executable, "-c", SCRIPT.format(root=str(ROOT), depth=depth)],
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+            time.sleep(chance.uniform(2, 8))
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    ours = take(grid(overnight=400), "overnight")
+    results = lasting("overnight")
+    shutil.rmtree("reports")
+    assert_same_runs(ours, take(grid(overnight=400), "overnight", Path("another-store")))
+    assert lasting("overnight") == results

@@ -1,0 +1,74 @@
+"""log w of the compiled forward pass against the plain one in float64, with the same noise."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.draws.philox import normal, stream_key
+from pipeline.experiments.protocol import PROTOCOLS
+from pipeline.models import compiled_step
+from pipeline.models.compiled_step import LogWeights
+from pipeline.models.log_weights import forward
+from pipeline.models.networks import Parameters, initial_weights
+
+pytestmark = pytest.mark.skipif(
+    not isinstance(compiled_step.library(), ctypes.CDLL), reason=f"no compiled step: {compiled_step.library()}"
+)
+CODE = next(iter(PROTOCOLS.values()))
+
+
+def weights(latent: tuple[int, ...]) -> Tensor:
+    """Half the initial ones: standard deviations are about one."""
+    return 0.5 * initial_weights(latent, CODE, 0, np.full(784, 0.3))
+
+
+def bits(count: int) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(0, 2, (count, 784))).float()
+
+
+def keys(latent: tuple[int, ...]) -> np.ndarray[tuple[int, ...], np.dtype[np.uint32]]:
+    return np.array([stream_key(5, f"likelihood{l + 1}") for l in range(len(latent))], np.uint32)
+
+
+def expected(
+    latent: tuple[int, ...], x: Tensor, numbers: Sequence[int], samples: slice, active: list[Tensor]
+) -> Tensor:
+    """[samples, B] float64."""
+    eps = []
+    for units, words in zip(latent, keys(latent).tolist(), strict=True):
+        drawn = normal(samples.stop * units, torch.tensor([words]).expand(len(x), 2), torch.tensor(numbers))
+        eps.append(drawn.view(len(x), samples.stop, units)[:, samples].transpose(0, 1).unsqueeze(0).double())
+    p = Parameters(latent, weights(latent).double().unsqueeze(0))
+    return forward(p, x.double().unsqueeze(0), eps, [mask.double() for mask in active]).log_w[0]
+
+
+@pytest.mark.parametrize("latent", [(50,), (100, 50), (2,), (3,), (100, 2)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("count", [20, 7])
+def test_log_weights(latent: tuple[int, ...], masked: bool, count: int) -> None:
+    """Samples from the seventh on, which begins nowhere in particular; images by numbers of their own."""
+    active = [torch.ones(units) for units in latent]
+    if masked:
+        active = [(torch.arange(units) % 3 != 1).float() for units in latent]
+    x, numbers = bits(count), [11 * b + 3 for b in range(count)]
+    compiled = LogWeights(latent, weights(latent), torch.cat(active))
+    compiled.encode(bits(20).flip(0))
+    compiled.encode(x)
+    found = compiled.of(np.array(numbers), 7, 13, keys(latent))
+    assert found.shape == (13, count)
+    torch.testing.assert_close(found.double(), expected(latent, x, numbers, slice(7, 20), active), rtol=1e-6, atol=1e-4)
+
+
+def test_an_image_and_a_sample_have_their_weight_whatever_is_beside_them() -> None:
+    compiled = LogWeights((50,), weights((50,)), torch.ones(50))
+    x = bits(20)
+    compiled.encode(x)
+    whole = compiled.of(np.arange(20), 0, 11, keys((50,)))
+    compiled.encode(x[5:8])
+    assert torch.equal(compiled.of(np.arange(5, 8), 3, 6, keys((50,))), whole[3:9, 5:8])

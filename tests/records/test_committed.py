@@ -1,0 +1,67 @@
+"""Results on disk beside those of the last commit."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.records.committed import Difference, Reproduced, compare, in_words
+
+RESULTS = Path("reports/quick/results")
+IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
+
+
+def write(cohort: str, metrics: dict[str, Any]) -> None:
+    (RESULTS / cohort).mkdir(parents=True, exist_ok=True)
+    (RESULTS / cohort / "metrics.json").write_text(json.dumps(metrics))
+
+
+@pytest.fixture
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four NLLs of two cohorts, a diverged run and the toy's numbers, in a commit."""
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    write("a", {"x": {"nll": 86.76000000001}, "y": {"nll": 84.78}})
+    write("b", {"z": {"nll": 1.0}, "w": {"nll": 2.0}, "diverged": {}})
+    write("gaussian-toy", {"slope": 0.5})
+    for words in (["init", "-q"], ["add", "-A"], [*IDENTITY, "commit", "-q", "-m", "results"]):
+        subprocess.run(["git", *words], check=True)
+
+
+@pytest.mark.usefixtures("committed")
+def test_equal_numbers_are_reproduced() -> None:
+    found = compare(RESULTS, "quick")
+    assert found == Reproduced(4, ())
+    assert in_words(found) == ["4 of 4 committed NLLs reproduced bit for bit"]
+
+
+@pytest.mark.usefixtures("committed")
+def test_what_differs_is_named() -> None:
+    write("a", {"x": {"nll": 86.76000000002}, "y": {"nll": 84.5}})
+    write("b", {"z": {"nll": 1.0}})
+    found = compare(RESULTS, "quick")
+    assert found is not None
+    assert found.differing == (
+        Difference("quick/a/x", 86.76000000001, 86.76000000002),
+        Difference("quick/a/y", 84.78, 84.5),
+        Difference("quick/b/w", 2.0, None),
+    )
+    first, *others = in_words(found, shown=2)
+    assert first.startswith("1 of 4 committed NLLs reproduced bit for bit; 2 differ by at most 0.28 nats")
+    assert first.endswith("; 1 are not there now")
+    assert others[1:] == ["  quick/a/y: 84.7800 committed, 84.5000 now", "  and 1 more"]
+
+
+def test_without_a_commit_there_is_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.chdir(tmp_path)
+    write("a", {"x": {"nll": 1.0}})
+    assert compare(RESULTS, "quick") is None
+    monkeypatch.setenv("PATH", "")
+    found = compare(RESULTS, "quick")
+    assert "nothing" not in in_words(found)[0]
+    assert "no committed results" in in_words(found)[0]

@@ -1,0 +1,111 @@
+"""Pruning removes what no grid names and what killed processes left, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline.data.datasets import load_dataset
+from pipeline.evaluation.classifier import reader_path
+from pipeline.experiments import grid
+from pipeline.experiments.cohorts import COHORTS, binarized, load_cohorts
+from pipeline.files import owner
+from pipeline.records.run_folder import Job, waypoint_name
+from pipeline.records.store import stored_jobs
+from pipeline.training.train import run_lock
+from stages import prune
+from tests.conftest import make_images, write_dataset
+from tests.experiments.test_params import SMALL, changed
+
+STORE = Path(".store")
+UNNAMED = "0123456789abcdef"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with two grids, one of them an experiment beside it, and a store."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("ELBO_STORE", raising=False)
+    write_dataset(binarized("mnist"), make_images())
+    Path("params.yaml").write_text(yaml.safe_dump(SMALL))
+    Path("trial").mkdir()
+    Path("trial/params.yaml").write_text(yaml.safe_dump(changed("scales.small.seeds", [7])))
+    command(monkeypatch, grid.main)
+    command(monkeypatch, grid.main, "--params", "trial/params.yaml", "--cohorts", "trial/cohorts")
+    for job in jobs():
+        put(job.folder / "checkpoint.safetensors")
+    put(STORE / UNNAMED / "checkpoint.safetensors")
+    return tmp_path
+
+
+def command(monkeypatch: pytest.MonkeyPatch, main: object, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["command", *words])
+    main()  # type: ignore[operator]
+
+
+def put(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"content")
+
+
+def jobs() -> list[Job]:
+    """Of both grids, as far as they continue nothing."""
+    digest = load_dataset(binarized("mnist")).digest
+    found = []
+    for folder in (COHORTS, Path("trial/cohorts")):
+        cohorts = load_cohorts(folder)
+        for cohort in cohorts.values():
+            found += stored_jobs(cohort, cohorts, digest, STORE, "cpu")
+    return found
+
+
+def content() -> set[str]:
+    return {path.as_posix() for root in (STORE, Path("reports"), Path("runs")) for path in root.rglob("*")}
+
+
+def test_what_is_left_over_goes_and_the_rest_stays(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = content() - {path.as_posix() for path in (STORE / UNNAMED, *(STORE / UNNAMED).rglob("*"))}
+    job = jobs()[0]
+    put(job.folder / "aside/checkpoint.safetensors.1")
+    put(job.folder / f".checkpoint.safetensors.{owner()}.part")
+    put(job.folder / f"{waypoint_name(5)}.part/run.json")
+    put(reader_path(STORE, UNNAMED))
+    put(STORE / "locks" / f"{'f' * 16}.lock")
+    put(Path("reports/small/results/gone-mnist-1L-T5/runs.json"))
+    put(Path("reports/small/results/first-mnist-1L-T1/runs.json"))
+    put(Path("reports/small/results/gaussian-toy/metrics.json"))
+    put(Path("runs/small/gone-mnist-1L-T5/training/x/run.json"))
+    before = content()
+    command(monkeypatch, prune.main, "--dry-run")
+    told = capsys.readouterr().out
+    assert content() == before
+    assert f"would remove {STORE / UNNAMED}: a run that no grid names, 0.0 MB" in told
+    assert "8 items to remove" in told
+    command(monkeypatch, prune.main)
+    assert "8 items removed" in capsys.readouterr().out
+    reports = {"reports/small/results/first-mnist-1L-T1/runs.json", "reports/small/results/gaussian-toy/metrics.json"}
+    files = {name for name in content() if Path(name).is_file() and "/locks/" not in name}
+    assert files == {name for name in kept if Path(name).is_file()} | reports
+    command(monkeypatch, prune.main)
+    assert "0 items removed" in capsys.readouterr().out
+
+
+def test_a_run_that_is_trained_now_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    job = Job(jobs()[0].spec, UNNAMED, STORE / UNNAMED, None)
+    with run_lock(job, 0.0):
+        command(monkeypatch, prune.main)
+    assert (STORE / UNNAMED).exists()
+    assert f"kept: {STORE / UNNAMED}" in capsys.readouterr().out
+
+
+def test_runs_of_data_that_is_not_here_cannot_be_told_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(binarized("mnist"))
+    before = content()
+    command(monkeypatch, prune.main)
+    assert content() == before

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.experiments.schedule import history_steps, stage_ends
+from pipeline.experiments.spec import CohortSpec
+from pipeline.records.results import NATS_STEP, RunResult, Waypoint, in_grid, load_results, save_results, told_apart
+from pipeline.records.run_folder import HISTORY_COLUMNS
+from tests.conftest import make_run
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    results = [
+        RunResult(
+            cohort="quick/burda-table1-mnist-1L-T5",
+            experiment="burda-table1",
+            spec=make_run(name=name),
+            digest=f"digest of {name}",
+            status=status,
+            training={"wall_s": 1.5, "data": {"digest": "x"}},
+            evaluation={"digest": "y"},
+            metrics={"nll": 90.25},
+            arrays={"log_p_hat": rng.normal(-90, 9, 7).astype(np.float32), "samples": rng.random((100, 784))},
+        )
+        for name, status in (("b", "finished"), ("a", "diverged at step 3"))
+    ]
+    save_results(tmp_path / "burda-table1-mnist-1L-T5", results)
+    back = {result.spec.name: result for result in load_results(tmp_path)}
+    assert set(back) == {"a", "b"}
+    for result in results:
+        own = back[result.spec.name]
+        assert (own.spec, own.digest, own.status, own.metrics) == (
+            result.spec,
+            result.digest,
+            result.status,
+            result.metrics,
+        )
+        assert own.scale == "quick"
+        assert own.cell == f"quick/burda-table1-mnist-1L-T5/{result.spec.name}"
+        np.testing.assert_allclose(own.arrays["log_p_hat"], result.arrays["log_p_hat"], atol=0.5 * NATS_STEP + 1e-6)
+        np.testing.assert_allclose(own.arrays["samples"], result.arrays["samples"], atol=0.5 / 15 + 1e-6)
+
+
+def result(cohort: str, **changes: Any) -> RunResult:
+    return RunResult(cohort, "first", make_run(**changes), "digest", "finished", {}, {}, {}, {})
+
+
+def test_the_grid_says_whose_results_count() -> None:
+    """A cohort that was renamed, a run that was taken out, settings that were changed: none of them is a result."""
+    asked = CohortSpec("tiny", "first", "first-mnist-1L-T5", (make_run(name="a"), make_run(name="b")))
+    inside = [result(asked.key, name="a"), result(asked.key, name="b")]
+    outside = [
+        result("tiny/first-mnist-1L-T5-s7", name="a"),
+        result(asked.key, name="c"),
+        result("other/first-mnist-1L-T5", name="a"),
+    ]
+    changed = result(asked.key, name="b", max_steps=7)
+    assert in_grid([*inside, *outside], [asked]) == (inside, [own.cell for own in outside])
+    assert in_grid([inside[0], changed], [asked]) == (inside[:1], [changed.cell])
+    under_way = replace(changed, planned_steps=20)
+    assert in_grid([under_way], [asked]) == ([under_way], [])
+    deeper = result(asked.key, name="b", max_steps=40)
+    assert in_grid([deeper], [asked]) == ([], [deeper.cell])
+    assert in_grid(inside, []) == ([], [own.cell for own in inside])
+
+
+def test_what_is_left_out_is_named_up_to_a_few() -> None:
+    told = told_apart(Path("results"), [f"tiny/x/{number}" for number in range(7)])
+    assert "tiny/x/4 and 2 more; " in told
+    assert "tiny/x/5" not in told
+
+
+def test_no_results_is_an_empty_list(tmp_path: Path) -> None:
+    assert load_results(tmp_path / "nowhere") == []
+
+
+def test_provenance_stays_while_the_numbers_do(tmp_path: Path) -> None:
+    """So that the same run, made again elsewhere, leaves the same files."""
+    folder = tmp_path / "burda-table1-mnist-1L-T5"
+    first = RunResult(
+        cohort="quick/burda-table1-mnist-1L-T5",
+        experiment="burda-table1",
+        spec=make_run(),
+        digest="d",
+        status="finished",
+        training={"wall_s": 1.5, "device": "one"},
+        evaluation={"digest": "y", "wall_s": 2.0},
+        metrics={"nll": 90.25},
+        arrays={"log_p_hat": np.arange(7.0), "history/seconds": np.array([0.5, 1.5])},
+    )
+    save_results(folder, [first])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    elsewhere = replace(
+        first,
+        training={"wall_s": 9.0, "device": "another"},
+        evaluation={"digest": "y", "wall_s": 7.0},
+        arrays=first.arrays | {"history/seconds": np.array([4.5, 9.0])},
+    )
+    save_results(folder, [elsewhere])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    for other in (
+        replace(elsewhere, metrics={"nll": 90.26}),
+        replace(elsewhere, arrays=elsewhere.arrays | {"log_p_hat": np.arange(7.0) + 1e-2}),
+    ):
+        save_results(folder, [first])
+        save_results(folder, [other])
+        (back,) = load_results(tmp_path)
+        assert back.training["device"] == "another"
+        assert back.arrays["history/seconds"].tolist() == [4.5, 9.0]
+
+
+def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_kilobytes(tmp_path: Path) -> None:
+    """MNIST has most test images, and labels; noise compresses worse than what is measured."""
+    rng = np.random.default_rng(0)
+
+    def nats(count: int) -> NDArray[np.float32]:
+        return rng.normal(-90, 20, count).astype(np.float32)
+
+    spec = make_run(train_images=59_600, max_steps=None)
+    points = len(history_steps(spec))
+    log_p_hat = nats(10_000)
+    arrays: dict[str, NDArray[Any]] = {
+        "log_p_hat": log_p_hat,
+        "iwae_64": log_p_hat - rng.gamma(2, 0.6, 10_000).astype(np.float32),
+        "ess_64": rng.random(10_000).astype(np.float32),
+        "bound_gaps": rng.random((100, 14)).astype(np.float16),
+        "relative_variance": rng.random(100).astype(np.float32),
+        "unit_variance_1": rng.random(50).astype(np.float32),
+        "samples": rng.random((100, 784)) * (rng.random((100, 784)) < 0.3),
+        "spread/log_q_sd": nats(1_000),
+        "spread/decoded_sd": nats(1_000),
+        "spread/unit_log_q_sd": rng.random((100, 50)).astype(np.float32),
+        "digits/decoded": rng.integers(0, 10, (1_000, 20)).astype(np.uint8),
+        **{f"history/{name}": np.cumsum(rng.random(points)) for name in HISTORY_COLUMNS},
+    }
+    series = tuple(
+        Waypoint(steps, steps / 2_980, "finished", {"seed": 1}, {"nll": 1.0}, {"log_p_hat": nats(1_000)})
+        for steps in stage_ends(spec)[:-1]
+    )
+    result = RunResult(
+        "paper/x", "x", spec, "d", "finished", {"data": {}}, {"digest": "y"}, {"nll": 90.0}, arrays, series
+    )
+    save_results(tmp_path / "x", [result])
+    assert sum(path.stat().st_size for path in (tmp_path / "x").iterdir()) < 150_000
+    (back,) = load_results(tmp_path)
+    assert [own.steps for own in back.waypoints] == [own.steps for own in series]
+    np.testing.assert_allclose(back.waypoints[0].arrays["log_p_hat"], series[0].arrays["log_p_hat"], atol=1e-3)
+    np.testing.assert_allclose(back.arrays["log_p_hat"], arrays["log_p_hat"], atol=1e-3)
+    np.testing.assert_allclose(back.arrays["iwae_64"], arrays["iwae_64"], atol=1e-3)
+    assert back.arrays["history/seconds"].shape == (points,)
+
+
+def test_values_that_steps_cannot_count_are_kept_as_they_are(tmp_path: Path) -> None:
+    """What is no number at all is left out when it is read."""
+    odd = np.array([-90.0, -1e30], np.float32)
+    arrays = {"log_p_hat": odd, "iwae_64": odd, "ess_64": np.array([0.5, np.nan], np.float32)}
+    result = RunResult("quick/x", "x", make_run(), "d", "finished", {}, {"digest": "y"}, {}, arrays)
+    save_results(tmp_path / "x", [result])
+    (back,) = load_results(tmp_path)
+    for name in ("log_p_hat", "iwae_64"):
+        np.testing.assert_array_equal(back.arrays[name], odd)
+    assert "ess_64" not in back.arrays

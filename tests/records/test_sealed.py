@@ -1,0 +1,90 @@
+"""Files that carry whose they are and a SHA-256: whatever is changed in one is noticed when it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.errors import UserError
+from pipeline.records.sealed import (
+    Damaged,
+    load_tensors,
+    peek,
+    read_sealed_json,
+    save_tensors,
+    write_sealed_json,
+)
+
+CONTENT = {"step": 7, "seconds": 0.1, "diverged_at": None, "stretches": [{"from": 0, "to": 7}]}
+
+
+def saved(folder: Path) -> Path:
+    tensors = {"flat": torch.arange(12.0), "history": torch.ones(2, 3, dtype=torch.float64)}
+    save_tensors(folder / "x.safetensors", tensors, "own", CONTENT)
+    return folder / "x.safetensors"
+
+
+def test_tensors_and_content_come_back(tmp_path: Path) -> None:
+    tensors, content = load_tensors(saved(tmp_path), "own")
+    assert content == CONTENT == peek(tmp_path / "x.safetensors")
+    assert torch.equal(tensors["flat"], torch.arange(12.0))
+    assert tensors["history"].dtype == torch.float64
+
+
+def test_every_flipped_bit_is_noticed(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    content = path.read_bytes()
+    for place in range(len(content)):
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(UserError):
+            load_tensors(path, "own")
+    path.write_bytes(content)
+    load_tensors(path, "own")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 7, 8, 100, 300, -1])
+def test_a_truncated_file_is_damaged(cut: int, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(Damaged, match=r"x\.safetensors: damaged"):
+        load_tensors(path)
+
+
+def test_a_file_of_another_digest_a_folder_or_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Damaged, match="belongs to run own, not to another"):
+        load_tensors(saved(tmp_path), "another")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(Damaged, match="a folder, not a file"):
+        load_tensors(tmp_path / "folder")
+    with pytest.raises(UserError, match=r"none\.safetensors: missing"):
+        load_tensors(tmp_path / "none.safetensors")
+
+
+def test_what_the_system_refuses_is_not_taken_for_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = saved(tmp_path)
+
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match="Too many open files") as caught:
+        load_tensors(path)
+    assert not isinstance(caught.value, Damaged)
+
+
+def test_json_is_sealed_too(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_sealed_json(path, CONTENT)
+    assert read_sealed_json(path) == CONTENT
+    text = path.read_text()
+    for changed in (text.replace("7", "8", 1), text.replace('"step"', '"stop"'), "null", "[]", "{}", text[:-5], ""):
+        path.write_text(changed)
+        with pytest.raises(Damaged, match=r"run\.json: damaged"):
+            read_sealed_json(path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"run\.json: missing"):
+        read_sealed_json(path)

@@ -1,0 +1,116 @@
+"""The first screen: six cards whose sentences, pictures and chips say what the results say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pipeline.records.results import RunResult
+from pipeline.reporting.evidence.claims import BEATS, FAILS, HOLDS, HOLDS_ASSUMED, UNDECIDED
+from pipeline.reporting.forms.strips import Mark, Strip, in_words, position, to_html
+from pipeline.reporting.page import caveat, gathered, progress
+from pipeline.reporting.report import Report
+from pipeline.reporting.sections.answer import best_m, cards, chip, short_answer
+from tests.reporting.conftest import deepened
+
+Make = Callable[..., RunResult]
+
+
+def burda(make: Make, scale: str, iwae: float = 84.5) -> list[RunResult]:
+    runs = [
+        ("vae", 1, 1, 86.5),
+        ("vae", 50, 1, 86.0),
+        ("iwae", 1, 50, iwae),
+        ("vae", 5, 1, 86.25),
+        ("iwae", 1, 5, 85.5),
+    ]
+    return [make(objective, M, K, nll=nll, noise=0.1, scale=scale) for objective, M, K, nll in runs]
+
+
+def report(runs: list[RunResult], scale: str, judged: bool | None = None) -> Report:
+    return gathered(runs, scale, Path("none"), judged=judged)
+
+
+def test_six_questions_are_answered_with_the_numbers_of_the_results(make: Make) -> None:
+    beats, samples, units, posterior, interior, gradients = cards(report(burda(make, "quick"), "quick"))
+    assert beats.sentence == "Here IWAE is better by 0.8 to 1.5 nats, in 2 of 2 cells; in the paper by 0.9 to 1.6."
+    assert beats.answer == "It looks so"
+    assert beats.chip == "2 of 2 have the claim's sign, none is judged"
+    assert "IWAE 2.0 and VAE 0.5 nats here; in the paper IWAE 2.0 and VAE 0.4 nats" in samples.sentence
+    assert "0 more active latent units" in units.sentence
+    assert "q of IWAE (k = 50) is 1.0 times as wide" in posterior.sentence
+    assert (interior.answer, gradients.answer) == ("Not run", "Not run")
+    assert "M = 4 by IWAE-64, 1 by log p̂, 64 by −KL(Q‖P)" in interior.sentence
+    assert "by the paper's plot 4.6 times" in gradients.sentence
+
+
+def test_the_pictures_hold_ours_solid_and_the_papers_hollow(make: Make) -> None:
+    (_, ours), (_, papers) = cards(report(burda(make, "quick"), "quick"))[0].strip.rows
+    assert [mark.value for mark in ours] == [pytest.approx(0.75), pytest.approx(1.5)]
+    assert not any(mark.hollow for mark in ours)
+    assert all(mark.low is not None and mark.low < mark.value for mark in ours)
+    # The paper's cells stand there whether or not ours were run.
+    assert len(papers) == 12
+    assert all(mark.hollow for mark in papers)
+
+
+def test_without_runs_the_papers_answer(make: Make) -> None:
+    for card in cards(report([], "paper")):
+        assert card.answer == "Not run"
+        assert card.chip == "not run yet"
+        marks = [mark for _, row in card.strip.rows for mark in row]
+        assert all(mark.hollow for mark in marks)
+    assert "in 12 of 12 cells: by 0.9 to 3.1" in cards(report([], "paper"))[0].sentence
+
+
+def test_where_claims_are_judged_the_decisions_answer(make: Make) -> None:
+    first = cards(report(burda(make, "paper"), "paper"))[0]
+    assert (first.answer, first.kind) == ("Yes, so far", HOLDS)
+    assert first.chip == "2 hold of 12 claims"
+    against = cards(report(burda(make, "paper", iwae=88.0), "paper"))[0]
+    assert against.answer == "In part, so far"
+    assert against.kind == UNDECIDED
+    shallow = report([deepened(run, 40) for run in burda(make, "overnight")], "overnight", judged=True)
+    assert cards(shallow)[0].chip == "2 hold of 12 claims, at 40 epochs"
+    assert "as they stand after 40 of the papers' 3,280 epochs" in caveat(shallow)
+
+
+def test_words_for_decisions(make: Make) -> None:
+    judged = report(burda(make, "paper"), "paper")
+    claim = next(claim for claim in judged.claims if claim.family == BEATS and claim.effect)
+
+    def decided(*decisions: str) -> list[str]:
+        claims = [replace(claim, decision=decision) for decision in decisions]
+        return [short_answer(claims, []), *chip(judged, claims)]
+
+    assert decided(HOLDS, HOLDS_ASSUMED) == ["Yes", "2 hold of 2 claims", HOLDS]
+    assert decided(FAILS, FAILS) == ["No", "2 do not hold of 2 claims", FAILS]
+    assert decided(HOLDS, FAILS, UNDECIDED)[:2] == ["In part", "1 holds, 1 does not hold, 1 undecided of 3 claims"]
+    assert decided(UNDECIDED) == ["Undecided", "1 undecided of 1 claims", UNDECIDED]
+
+
+def test_the_best_m() -> None:
+    assert best_m({1: -86.1, 4: -85.6, 64: -86.7}) == 4
+    assert best_m({1: -86.1}) is None
+
+
+def test_marks_stand_where_their_values_are() -> None:
+    strip = Strip((("here", (Mark(1.0, 0.0, 2.0), Mark(4.0, objective="iwae"))),), "nats")
+    assert [position(strip, value) for value in (0.0, 1.0, 4.0)] == [4.0, 27.0, 96.0]
+    logarithmic = Strip((("here", (Mark(1.0), Mark(64.0), Mark(8.0))),), "M", zero=False, log=True)
+    assert position(logarithmic, 8.0) == 50.0
+    html = str(to_html(strip))
+    assert re.search(r'<svg x="96.0%" y="[\d.]+" class="iwae"', html)
+    assert 'x1="4.0%" x2="50.0%"' in html
+    assert in_words(strip) == "nats. here: 1, 4"
+    assert 'aria-label="nats. here: 1, 4"' in html
+
+
+def test_progress_counts_what_is_finished_and_what_is_on_its_way(make: Make) -> None:
+    runs = [deepened(run, 3280) for run in burda(make, "paper")]
+    whole = gathered(runs[:3], "paper", Path("none"), under_way=[deepened(runs[3], 364, 3280)])
+    assert progress(whole) == "Paper scale: 3 runs finished, 1 on their way (after 364 of 3,280 epochs)."
