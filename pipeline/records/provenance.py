@@ -32,7 +32,7 @@ def code_revision() -> str | None:
         # From the root of the repository, wherever in it this process works.
         others = [f":(top,exclude){name}" for name in WRITTEN_BY_STAGES]
         return f"{commit}-dirty" if _git("diff", "--quiet", "HEAD", "--", ":(top)", *others).returncode else commit
-    archived = REVISION_FILE.read_text(encoding="utf-8").strip() if REVISION_FILE.exists() else ""
+    archived = REVISION_FILE.read_text(encoding="utf-8", errors="replace").strip() if REVISION_FILE.is_file() else ""
     return None if not archived or archived.startswith("$") else archived
 
 

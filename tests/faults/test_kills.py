@@ -139,7 +139,9 @@ def kill_over_and_over(folder: Path, name: str, data: str, length: float, rng: r
         tries += 1
         assert tries <= 10 * KILLS[name], f"{name} comes to its end before it is killed"
         before = progress(folder)
+        start = time.monotonic()
         if not killed(folder, name, data, rng.uniform(0.1, 1.0) * length):
+            length = min(length, time.monotonic() - start)
             undo(folder, name)
             continue
         hits += 1

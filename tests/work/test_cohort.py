@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.experiments.spec import CohortSpec
-from pipeline.records.run_folder import RUN_JSON, Job
+from pipeline.files import sha256_file
+from pipeline.records.run_folder import LISTED, RUN_JSON, Job
 from pipeline.records.sealed import write_sealed_json
 from pipeline.training.cohort import relative_cost
 from pipeline.work.cohort import whole_scale
@@ -22,7 +23,11 @@ def cohort(name: str, scale: str = "quick") -> CohortSpec:
 
 def finish(folder: Path, digest: str = "") -> None:
     folder.mkdir(parents=True)
-    write_sealed_json(folder / RUN_JSON, {"digest": digest, "status": "finished", "files": {}})
+    for name in LISTED:
+        (folder / name).touch()
+    files = {name: {"bytes": 0, "sha256": sha256_file(folder / name)} for name in LISTED}
+    content = {"spec": {}, "digest": digest, "steps": 20, "status": "finished", "training": {}, "files": files}
+    write_sealed_json(folder / RUN_JSON, content)
 
 
 def test_the_whole_counts_the_scales_runs_and_what_is_left_of_them(tmp_path: Path) -> None:
