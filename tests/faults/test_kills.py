@@ -50,6 +50,7 @@ MADE = {
 """What each stage writes, but for litter."""
 KILLS = {"download": 5, "binarize": 5, "train": 12, "evaluate": 6, "toy": 3, "report": 4, "track": 5}
 SEED = 20240501
+TRACKED = (".gitignore", ".gitkeep")
 
 
 def parameters() -> dict[str, Any]:
@@ -156,7 +157,7 @@ def litter(folder: Path) -> list[str]:
     roots = [folder / name for name in ("data", ".store", "runs", "reports", ".mlflow")]
     paths = [path for root in roots for path in root.rglob("*")]
     hidden = [path for path in paths if path.name.startswith(".") or ".part" in path.name]
-    return [path.relative_to(folder).as_posix() for path in hidden if path.name not in (".gitignore", ".mlflow")]
+    return [path.relative_to(folder).as_posix() for path in hidden if path.name not in TRACKED]
 
 
 @pytest.mark.slow
