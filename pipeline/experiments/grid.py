@@ -20,7 +20,7 @@ from typing import Any
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import INDEX, load_cohorts, load_index
-from pipeline.experiments.names import CellName
+from pipeline.experiments.names import CellName, ProtocolName
 from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
@@ -84,9 +84,8 @@ def _protocol(where: str, name: str, choice: str | Changes) -> tuple[str, Protoc
         protocol = with_changes(PROTOCOLS[name], choice)
     except ValueError as error:
         raise UserError(f"{where}.protocol: under {name}, {error}") from error
-    texts = {field: str(value).lower() for field, value in choice.items()}
-    called = ", ".join([name, *(f"{field} = {text}" for field, text in texts.items())])
-    return called, protocol, "".join(f"-{field}-{text}".replace("_", "-") for field, text in texts.items())
+    called = ProtocolName.switched(name, choice)
+    return str(called), protocol, called.in_run_name
 
 
 @dataclass(frozen=True)
