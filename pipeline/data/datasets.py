@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.catalogue import PIXELS
 from pipeline.errors import UserError
 from pipeline.files import content_of, read_object, sha256_file
 
-PIXELS = 784
 TRAIN_IMAGES, TEST_IMAGES, TEST_BITS = "train_images", "test_images", "test_bits"
 TRAIN_LABELS, TEST_LABELS = "train_labels", "test_labels"
 INFO = "dataset.json"

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.catalogue import dataset_info
+from pipeline.data.catalogue import PIXELS, SIDE, dataset_info
 from pipeline.data.datasets import (
     INFO,
-    PIXELS,
     TEST_BITS,
     TEST_IMAGES,
     TEST_LABELS,
@@ -22,7 +21,7 @@ from pipeline.data.datasets import (
     TRAIN_LABELS,
 )
 from pipeline.data.formats import corrupt, read_binarized_text, read_idx, read_mat
-from pipeline.data.omniglot import SIDE, read_chardata, rebuild
+from pipeline.data.omniglot import read_chardata, rebuild
 from pipeline.data.sources import SOURCES_FILE
 from pipeline.files import atomic_path, content_of, read_object, sha256_file, write_json
 

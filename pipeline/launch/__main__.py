@@ -26,12 +26,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.experiments.choices import AUTO, DEVICES, ENGINES
 from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_order
 from pipeline.files import disk_error, read_object
 from pipeline.paths import Paths
 from pipeline.records.provenance import LAUNCHER
-
-ENGINES = ("auto", "fused", "compiled", "graph", "plain")
 
 
 def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
@@ -39,9 +38,9 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
     shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
     shared.add_argument("--cohorts", type=Path, default=paths.cohorts, help="the folder of resolved cohorts (cohorts)")
-    shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    shared.add_argument("--device", choices=DEVICES, default=AUTO)
     shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
-    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
+    shared.add_argument("--engine", choices=ENGINES, default=AUTO, help="how a GPU runs updates (auto)")
     shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)

@@ -21,6 +21,7 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import Finished, due_waypoints, evaluation_at
 from pipeline.evaluation.evaluate import evaluation_digest
+from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec, digest
 from pipeline.files import content_of, read_object, write_json
@@ -67,7 +68,7 @@ def machine_name(machine: Machine) -> str:
     if machine.name is not None:
         return machine.name
     if machine.device.type == "cuda":
-        engine = "" if machine.engine == "auto" else f", {machine.engine}"
+        engine = "" if machine.engine == AUTO else f", {machine.engine}"
         return torch.cuda.get_device_name(machine.device) + engine
     return f"cpu, {machine.workers} processes"
 

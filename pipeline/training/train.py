@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import history_steps
 from pipeline.models.gradient import estimator_key
 from pipeline.models.networks import initial_weights
@@ -33,7 +34,7 @@ from pipeline.records.run_folder import (
     stored_state,
     write_waypoint,
 )
-from pipeline.training.engines import AUTO, stack_for
+from pipeline.training.engines import stack_for
 from pipeline.training.optimizer import second_moment_start
 from pipeline.training.stack import Stack
 from pipeline.work.interruption import Interrupted

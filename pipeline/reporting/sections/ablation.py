@@ -7,8 +7,9 @@ from dataclasses import fields
 from pipeline.experiments.names import ProtocolName
 from pipeline.experiments.protocol import PROTOCOLS, Protocol
 from pipeline.reporting.evidence.cells import Cell, Cells, dataset_name, layers_name, setting_name
-from pipeline.reporting.evidence.effects import Compared, effects_forest, effects_table
+from pipeline.reporting.evidence.effects import Compared
 from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.forms.effects import effects_forest, effects_table
 from pipeline.reporting.forms.tables import Table, images_note
 
 EXPERIMENT = "protocol-ablation"
