@@ -6,7 +6,7 @@
     python -m pipeline.launch run --to-epoch 40                    all of them so far before one goes deeper
     python -m pipeline.launch run --idle                           for days, on a machine that others use too
     python -m pipeline.launch run --ray                            all of them at once, on Ray (docs/scale-out.md)
-    python -m pipeline.launch measure                              how fast this machine trains each kind of stack
+    python -m pipeline.launch measure                              how fast this machine trains each kind of run
     python -m pipeline.launch simulate 1 4 32                      how long so many such machines would take
     python -m pipeline.launch pack runs.tar                        runs and checkpoints, to carry to another machine
     python -m pipeline.launch unpack runs.tar                      verify them there and put them into its store
@@ -66,7 +66,7 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     )
     working.add_argument("--dry-run", action="store_true", help="print the plan alone, as status does")
     commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
-    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of stack on this machine")
+    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of run on this machine")
     simulating = commands.add_parser("simulate", parents=[shared], help="how long so many devices would take")
     simulating.add_argument("devices", type=int, nargs="+")
     simulating.add_argument("--machine", metavar="NAME", help="at speeds of that machine in the store (this one)")
@@ -81,6 +81,8 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
         parser.error("simulate needs at least 1 device")
     if min(getattr(arguments, "to_epoch", None) or [1]) < 1:
         parser.error("--to-epoch must be at least 1")
+    if getattr(arguments, "ray", None) and arguments.workers is not None:
+        parser.error("--workers: with --ray a run takes one core, and a cohort one GPU")
     if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
         parser.error("--minutes must be above 0")
     return arguments
@@ -102,12 +104,14 @@ def main(words: Sequence[str] | None = None) -> int:
     start, paths = time.monotonic(), Paths()
     arguments = _arguments(words, paths)
     # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
+    import torch
+
     from pipeline.launch import cores
     from pipeline.launch.archive import pack, unpack
     from pipeline.launch.launcher import Project, check_epochs, choose, describe, record, run, say
-    from pipeline.launch.measure import measure_shapes
+    from pipeline.launch.measure import measure_shapes, time_kinds
     from pipeline.launch.placement import at_speeds, describe_scaling
-    from pipeline.launch.plan import AT_END, machine_name, remembered
+    from pipeline.launch.plan import AT_END, machine_name, remembered, single_runs
     from pipeline.records.store import store_folder
     from pipeline.work.machine import this_machine
     from pipeline.work.priority import yield_to_others
@@ -138,17 +142,26 @@ def main(words: Sequence[str] | None = None) -> int:
         record(project)
         return 0
     if arguments.command == "measure":
+        if project.machine.device.type == "cpu":
+            jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
+            time_kinds(jobs, jobs, project.store, again=True, tell=say, paths=paths)
+            return 0
         for line in measure_shapes(project.chosen, project.machine, project.store, paths):
-            print(line, flush=True)
+            say(line)
         return 0
     if arguments.command == "simulate":
         given = _speeds(arguments.speeds) if arguments.speeds else {}
         machine = replace(project.machine, name=arguments.machine)
         on_gpu = not machine_name(machine).startswith("cpu")
-        plan = [item for item in replace(project, machine=machine).standings() if item.need not in AT_END]
+        units = project.chosen if on_gpu else single_runs(project.chosen)
+        # Speeds of a GPU are asked for on machines that have none.
+        machine = replace(machine, device=torch.device("cuda" if on_gpu else "cpu"), workers=1)
+        asked = replace(project, machine=machine, chosen=units)
+        plan = [item for item in asked.standings() if item.need not in AT_END]
 
         def rate(shape: str) -> float | None:
-            return given.get(shape) or remembered(project.store, machine, f"train {shape}")
+            known = remembered(project.store, machine, f"train {shape}") if on_gpu else None
+            return given.get(shape) or known
 
         print(describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu))
         return 0
@@ -157,7 +170,8 @@ def main(words: Sequence[str] | None = None) -> int:
     if on_ray:
         from pipeline.launch import cluster
 
-        return cluster.run(project, on_ray, arguments.device, arguments.workers, seconds, arguments.dry_run)
+        check_epochs(project, arguments.to_epoch)
+        return cluster.run(project, on_ray, arguments.device, seconds, arguments.to_epoch, arguments.dry_run)
     if arguments.command == "status" or arguments.dry_run:
         print(describe(project.standings(), project.machine, paths))
         return 0

@@ -44,6 +44,7 @@ from pipeline.training.train import Progress
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace, diverged, evaluate_waypoints, train_waiting, write_standing
 from pipeline.work.console import clock, counted
+from pipeline.work.locks import locked
 from pipeline.work.machine import Machine
 from pipeline.work.workers import Stopped
 
@@ -52,6 +53,8 @@ RESERVE_SECONDS, RESERVE_SHARE = 20.0, 0.1
 """Kept back of a time limit for the last checkpoint: the smaller of the two."""
 PACE_SECONDS = 2.0
 """Speeds measured over less than this are not remembered."""
+RESULTS_SECONDS = 120.0
+"""How long to wait for another process that writes the same cohort's results."""
 BUSY_SECONDS = 2.0
 """How long to wait for a cohort that another process works on, before going on with the next one."""
 
@@ -244,24 +247,32 @@ def work_on(
             return False
         start = time.monotonic()
         evaluated = evaluate_waypoints(cohort, due, store, paths, machine, facts, on_evaluated)
-        write_standing(whole, project.jobs(whole), store, spec, paths)
+        results = record_cohort(project, cohort.key)
         took = time.monotonic() - start
         if evaluated:
             remember(store, machine, evaluation_shape(cohort, spec), took / evaluated)
-        written = paths.cohort_results(cohort.key)
-        say(f"{cohort.key}: done, {counted(evaluated, 'evaluation')} in {clock(took)} -> {written}")
+        say(f"{cohort.key}: done, {counted(evaluated, 'evaluation')} in {clock(took)} -> {results}")
         return True
+
+
+def record_cohort(project: Project, key: str) -> Path:
+    """Write the results of all of a cohort as far as the store holds its evaluations; returns their folder.
+
+    Raises: Busy when another process writes them for minutes.
+    """
+    cohort, folder = project.cohorts[key], project.paths.cohort_results(key)
+    with locked(project.store / "locks" / f"results-{key.replace('/', '-')}.lock", str(folder), RESULTS_SECONDS):
+        write_standing(cohort, project.jobs(cohort), project.store, project.evaluations[key], project.paths)
+    return folder
 
 
 def record(project: Project) -> None:
     """Write the results of the chosen cohorts as far as the store holds their evaluations, and say which are done."""
     for item in project.standings():
         if item.jobs:
-            cohort = project.cohorts[item.cohort.key]
-            spec = project.evaluations[cohort.key]
-            write_standing(cohort, project.jobs(cohort), project.store, spec, project.paths)
-        if item.jobs and item.evaluated == len(item.jobs):
-            say(f"{item.cohort.key}: done -> {project.paths.cohort_results(item.cohort.key)}")
+            folder = record_cohort(project, item.cohort.key)
+            if item.evaluated == len(item.jobs):
+                say(f"{item.cohort.key}: done -> {folder}")
 
 
 def begin(seconds: float | None) -> float | None:

@@ -26,7 +26,7 @@ from pipeline.evaluation.likelihood import model_log_weights
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.plan import CORE, likelihood_shape, remember, remembered, run_shape, shape_of
 from pipeline.models.networks import Parameters
-from pipeline.paths import Paths
+from pipeline.paths import HERE, Paths
 from pipeline.records.run_folder import Job
 from pipeline.training.cohort import device_images, stacks
 from pipeline.training.engines import stack_for
@@ -116,15 +116,27 @@ def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -
     return Measured(seconds, peak)
 
 
-def time_kinds(to_train: Sequence[Job], to_evaluate: Sequence[Job], store: Path, paths: Paths) -> None:
-    """Time, on one core, every kind of run and of likelihood among these jobs that was not timed before."""
-    runs = {run_shape(job.spec): job for job in to_train if remembered(store, CORE, run_shape(job.spec)) is None}
-    latents = {likelihood_shape(job.spec.latent): job for job in to_evaluate}
-    latents = {shape: job for shape, job in latents.items() if remembered(store, CORE, shape) is None}
-    items = [*runs.items(), *latents.items()]
+def time_kinds(
+    to_train: Sequence[Job],
+    to_evaluate: Sequence[Job],
+    store: Path,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    paths: Paths = HERE,
+) -> None:
+    """Time, on one core, every kind of run and of likelihood among these jobs.
+
+    `again`: also those that were timed before. `tell` gets a line for each that was timed.
+    """
+    runs = {run_shape(job.spec): job for job in to_train}
+    kinds = {**runs, **{likelihood_shape(job.spec.latent): job for job in to_evaluate}}
+    items = [(shape, job) for shape, job in kinds.items() if again or remembered(store, CORE, shape) is None]
 
     def keep_rate(number: int, rate: float) -> None:
-        remember(store, CORE, items[number][0], rate)
+        shape, _ = items[number]
+        remember(store, CORE, shape, rate)
+        what = "updates" if shape in runs else "samples of images"
+        tell(f"{shape}: {rate:,.0f} {what} a second on a core")
 
     run_parallel(partial(_time_kind, paths=paths), items, 1, keep_rate, name=lambda item: item[0])
 
@@ -182,7 +194,7 @@ def measure(cohort: CohortSpec, data: Path, machine: Machine, copies: tuple[int,
 
 
 def measure_shapes(chosen: Sequence[CohortSpec], machine: Machine, store: Path, paths: Paths) -> Iterator[str]:
-    """Time each shape of stacks among the cohorts on this machine, and say what it was; speeds go into the store.
+    """Time each shape of stacks among the cohorts on this GPU, and say what it was; speeds go into the store.
 
     The data does not matter for a speed: a cohort whose dataset is here stands for those whose is not.
     """

@@ -170,6 +170,16 @@ def _recorded(
     return all(known.get(run.name) in (expected(job, run), expected(job, job.spec)) for job, run in pairs)
 
 
+def single_runs(chosen: Sequence[CohortSpec]) -> tuple[CohortSpec, ...]:
+    """The same runs, each in a cohort of its own: on cores runs train alone, on a GPU a cohort's train in stacks."""
+    return tuple(replace(cohort, runs=(run,)) for cohort in chosen for run in cohort.runs)
+
+
+def unit_name(cohort: CohortSpec, on_gpu: bool) -> str:
+    """What a device takes at once: a cohort on a GPU, one of `single_runs` on a core."""
+    return cohort.key if on_gpu else f"{cohort.key}/{cohort.runs[0].name}"
+
+
 def run_named(cohort: CohortSpec, name: str) -> RunSpec:
     return next(run for run in cohort.runs if run.name == name)
 
