@@ -26,21 +26,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
+from pipeline.experiments.choices import AUTO, DEVICES, ENGINES
+from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_order
 from pipeline.files import disk_error, read_object
+from pipeline.paths import Paths
 from pipeline.records.provenance import LAUNCHER
 
-ENGINES = ("auto", "fused", "compiled", "graph", "plain")
 
-
-def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
     shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
-    shared.add_argument("--cohorts", type=Path, default=COHORTS, help="the folder of resolved cohorts (cohorts)")
-    shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    shared.add_argument("--cohorts", type=Path, default=paths.cohorts, help="the folder of resolved cohorts (cohorts)")
+    shared.add_argument("--device", choices=DEVICES, default=AUTO)
     shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
-    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
+    shared.add_argument("--engine", choices=ENGINES, default=AUTO, help="how a GPU runs updates (auto)")
     shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
@@ -101,8 +101,8 @@ def _speeds(path: Path) -> dict[str, float]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    start = time.monotonic()
-    arguments = _arguments(words)
+    start, paths = time.monotonic(), Paths()
+    arguments = _arguments(words, paths)
     # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
     import torch
 
@@ -123,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> int:
         cohorts=cohorts,
         evaluations={key: load_evaluation(arguments.cohorts, cohort) for key, cohort in cohorts.items()},
         chosen=tuple(chosen),
-        store=store_folder(),
+        store=store_folder(paths),
         machine=this_machine(
             "cpu" if on_ray else arguments.device,
             arguments.workers or "auto",
@@ -132,9 +132,10 @@ def main(words: Sequence[str] | None = None) -> int:
             "--device cuda",
         ),
         again=arguments.again,
+        paths=paths,
     )
     if arguments.command == "pack":
-        print(pack(arguments.file, project.chosen, project.cohorts, project.store))
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths))
         return 0
     if arguments.command == "unpack":
         print(unpack(arguments.file, project.store))
@@ -143,9 +144,9 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command == "measure":
         if project.machine.device.type == "cpu":
             jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
-            time_kinds(jobs, jobs, project.store, again=True, tell=say)
+            time_kinds(jobs, jobs, project.store, again=True, tell=say, paths=paths)
             return 0
-        for line in measure_shapes(project.chosen, project.machine, project.store):
+        for line in measure_shapes(project.chosen, project.machine, project.store, paths):
             say(line)
         return 0
     if arguments.command == "simulate":
@@ -172,7 +173,7 @@ def main(words: Sequence[str] | None = None) -> int:
         check_epochs(project, arguments.to_epoch)
         return cluster.run(project, on_ray, arguments.device, seconds, arguments.to_epoch, arguments.dry_run)
     if arguments.command == "status" or arguments.dry_run:
-        print(describe(project.standings(), project.machine))
+        print(describe(project.standings(), project.machine, paths))
         return 0
     check_epochs(project, arguments.to_epoch)
     if arguments.idle:

@@ -25,9 +25,9 @@ from typing import IO, Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
+from pipeline.paths import HERE, Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,
@@ -49,7 +49,9 @@ BUSY_SECONDS = 2.0
 TRIES, TRY_SECONDS = 100, 0.05
 
 
-def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path) -> str:
+def pack(
+    target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path, paths: Paths
+) -> str:
     """Write what the store holds of the chosen cohorts into `target`; returns a sentence that says what it was.
 
     Raises: UserError when there is nothing, or another process still works on one of the cohorts.
@@ -58,16 +60,16 @@ def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, Cohor
     with ExitStack() as locks:
         jobs: dict[str, dict[str, Any]] = {}
         for cohort in chosen:
-            if not binarized(cohort.dataset).exists():
+            if not paths.binarized(cohort.dataset).exists():
                 continue
-            own = carried_jobs(cohort, cohorts, store, marks)
+            own = carried_jobs(cohort, cohorts, store, marks, paths)
             if own:
                 locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
             jobs |= own
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         with atomic_path(target) as temporary, temporary.open("wb") as stream:
-            write_archive(stream, jobs, store)
+            write_archive(stream, jobs, store, code_revision(paths.root))
     finished = sum(_is_finished(store / own, job) for own, job in jobs.items())
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
@@ -80,13 +82,13 @@ def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 def carried_jobs(
-    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks
+    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths = HERE
 ) -> dict[str, dict[str, Any]]:
     """By digest, what the manifest says of each run of a cohort that the store holds a state of.
 
     `marks`: of `depths(cohorts)`.
     """
-    data_digest = load_dataset(binarized(cohort.dataset)).digest
+    data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
     # What a GPU trained as well as what a CPU did.
     devices = ("cuda", "cpu")
     jobs = [job for device in devices for job in stored_jobs(cohort, cohorts, data_digest, store, device, marks)]
@@ -103,11 +105,16 @@ def carried_jobs(
 
 
 def write_archive(
-    stream: IO[bytes], jobs: Mapping[str, dict[str, Any]], store: Path, without: Collection[Path] = ()
+    stream: IO[bytes],
+    jobs: Mapping[str, dict[str, Any]],
+    store: Path,
+    revision: str | None,
+    without: Collection[Path] = (),
 ) -> None:
     """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them.
 
-    `without`: waypoints to be left out, since whoever unpacks it has them.
+    `revision`: of the code that made them, None where it is not known. `without`: waypoints to be left out, since
+    whoever unpacks it has them.
     """
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -126,7 +133,7 @@ def write_archive(
             name = path.relative_to(store).as_posix()
             sums[name] = hashlib.sha256(content).hexdigest()
             add(name, content)
-        manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
+        manifest = {"revision": revision, "jobs": jobs, "files": sums}
         add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 from pipeline.data.datasets import verified_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import evaluate_here, evaluation_at, waypoint_run
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.launch.launcher import PACE_SECONDS, Project, begin, end, record_cohort, say
 from pipeline.launch.measure import time_kinds
@@ -206,7 +205,8 @@ class _Worker:
             return False
         self.send(News(number, steps, doing=EVALUATING))
         start = time.monotonic()
-        evaluate_here([own], binarized(piece.cohort.dataset), project.store, project.machine, self.facts)
+        data = project.paths.binarized(piece.cohort.dataset)
+        evaluate_here([own], data, project.store, project.machine, self.facts)
         remember(project.store, CORE, shape, time.monotonic() - start)
         self.worked = True
         record_cohort(project, piece.cohort.key)
@@ -232,7 +232,7 @@ class _Worker:
     def data_of(self, dataset: str) -> tuple[Tensor, dict[str, Any]]:
         """The training images, verified once a process, and what run.json tells."""
         if dataset not in self.images:
-            found = verified_dataset(binarized(dataset))
+            found = verified_dataset(self.project.paths.binarized(dataset))
             self.images[dataset] = torch.from_numpy(found.train_images), found.info
         images, info = self.images[dataset]
         return images, {**self.facts, DATA: info}
@@ -348,11 +348,11 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
     jobs = [job_of(project, piece) for piece in plan]
     open_jobs = [job for job, piece in zip(jobs, plan, strict=True) if job.steps_done < piece.steps]
     board = Board(plan, {job.digest: job.steps_done for job in jobs}, [job.digest for job in jobs])
-    task = partial(_serve, project=project, plan=plan, facts=origin(LAUNCHER), until=until)
+    task = partial(_serve, project=project, plan=plan, facts=origin(LAUNCHER, project.paths), until=until)
     count = min(project.machine.workers, len(plan))
     failures: list[str] = []
     try:
-        time_kinds(open_jobs, jobs, project.store)
+        time_kinds(open_jobs, jobs, project.store, paths=project.paths)
         say(forecast(project.standings(), project))
         run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
     except UserError as error:

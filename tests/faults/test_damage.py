@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from pipeline.data.catalogue import DATASETS, Form, RawFile, Source, Variant
 from pipeline.data.sources import MIRROR_VARIABLE
 from pipeline.errors import UserError
 from pipeline.experiments import grid
-from pipeline.experiments.cohorts import COHORTS, results_folder
 from pipeline.experiments.params import load_params
 from pipeline.files import disk_error
+from pipeline.paths import HERE, Paths
 from pipeline.records.results import cohort_results
 from pipeline.records.run_folder import read_weights
 from pipeline.records.shipped import shipped_weights
@@ -30,7 +31,6 @@ from tests.experiments.test_params import SMALL
 from tests.test_new_dataset import NAME, TEST, TRAIN, mirror
 
 COHORT, RUN = "small/first-mnist-1L", "iwae-M1-K4-s0"
-RESULTS = Path("reports/small/results")
 AIS = (COHORT, RUN, "--images", "2", "--steps", "2", "--chains", "2")
 TOPS = (".store", "cohorts", "data", "params.yaml", "reports", "runs")
 PARAMS: dict[str, Any] = {
@@ -97,29 +97,35 @@ def call(main: Callable[[], None], *words: str) -> None:
         sys.argv = before
 
 
+def stage(main: Callable[[Paths], None], *words: str) -> None:
+    call(partial(main, HERE), *words)
+
+
 def run_all() -> None:
     """What `dvc repro` and `make weights` do for a cohort, in this process; of its data what is named is done anew."""
-    grid.check_in_step(load_params(grid.PARAMS), COHORTS)
-    call(train.main, COHORT)
-    call(evaluate.main, COHORT)
-    call(weights.main, "small")
+    grid.check_in_step(load_params(HERE.params), HERE.cohorts)
+    stage(train.main, COHORT)
+    stage(evaluate.main, COHORT)
+    stage(weights.main, "small")
 
 
 def numbers() -> Numbers:
     """All that reports, MLflow and `make verify-results` are made from."""
     found: Numbers = {}
-    for result in cohort_results(results_folder(COHORT)):
-        shipped = read_weights(shipped_weights(result), result.spec.latent)
+    for result in cohort_results(HERE.cohort_results(COHORT)):
+        shipped = read_weights(shipped_weights(result, HERE), result.spec.latent)
         waypoints = [(own.steps, own.metrics) for own in result.waypoints]
         found[result.spec.name] = (result.metrics, result.arrays["log_p_hat"].tolist(), waypoints, shipped.tolist())
-    found["toy"] = load_toy(RESULTS).metrics
-    found["ais"] = [(one["run"], one["digest"], one["summary"], one["images"]) for one in opinions(RESULTS)]
+    found["toy"] = load_toy(HERE.results("small")).metrics
+    found["ais"] = [
+        (one["run"], one["digest"], one["summary"], one["images"]) for one in opinions(HERE.results("small"))
+    ]
     return found
 
 
 def provenance() -> list[dict[str, Any]]:
     """How the runs were made. A run that is trained again has other times."""
-    return [result.training | result.evaluation for result in cohort_results(results_folder(COHORT))]
+    return [result.training | result.evaluation for result in cohort_results(HERE.cohort_results(COHORT))]
 
 
 @pytest.fixture(scope="module")
@@ -149,11 +155,11 @@ def finished(patched: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         call(grid.main)
-        call(download.main, "mnist")
-        call(binarize.main, "mnist")
+        stage(download.main, "mnist")
+        stage(binarize.main, "mnist")
         run_all()
-        call(toy.main, "small")
-        call(ais.main, *AIS)
+        stage(toy.main, "small")
+        stage(ais.main, *AIS)
         return root, numbers() | {"provenance": provenance()}
 
 
@@ -179,15 +185,15 @@ def attempt(action: Callable[[], object], path: Path) -> str | None:
 
 
 REMEDIES: dict[str, Callable[[], None]] = {
-    "dvc repro --force download@mnist": lambda: call(download.main, "mnist"),
-    "dvc repro binarize@mnist": lambda: call(binarize.main, "mnist"),
+    "dvc repro --force download@mnist": lambda: stage(download.main, "mnist"),
+    "dvc repro binarize@mnist": lambda: stage(binarize.main, "mnist"),
     "python -m pipeline.experiments": lambda: call(grid.main),
-    f"python -m stages.train {COHORT}": lambda: call(train.main, COHORT),
-    f"python -m stages.evaluate {COHORT}": lambda: call(evaluate.main, COHORT),
-    "python -m stages.toy small": lambda: call(toy.main, "small"),
-    "python -m stages.ais": lambda: call(ais.main, *AIS),
+    f"python -m stages.train {COHORT}": lambda: stage(train.main, COHORT),
+    f"python -m stages.evaluate {COHORT}": lambda: stage(evaluate.main, COHORT),
+    "python -m stages.toy small": lambda: stage(toy.main, "small"),
+    "python -m stages.ais": lambda: stage(ais.main, *AIS),
     # The raw file that was deleted is an output of the stage `download`, which DVC therefore runs again.
-    "delete it and run `dvc repro`": lambda: call(download.main, "mnist"),
+    "delete it and run `dvc repro`": lambda: stage(download.main, "mnist"),
 }
 """What a line may tell to run, and what that does here."""
 
@@ -221,9 +227,9 @@ def survives(name: str, damage: Damage, root: Path, expected: Numbers) -> str:
         actions.insert(0, lambda: _same(expected, strictly=True))
     if name.startswith("runs/"):
         # As a user who evaluates what DVC did not look at.
-        actions.insert(0, lambda: call(evaluate.main, COHORT))
+        actions.insert(0, lambda: stage(evaluate.main, COHORT))
     if name.startswith("data/raw/"):
-        actions.insert(0, lambda: call(binarize.main, "mnist"))
+        actions.insert(0, lambda: stage(binarize.main, "mnist"))
     for action in actions:
         told = attempt(action, path)
         if told is not None:
