@@ -121,7 +121,7 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
         served.add(_row(result))
         name = f"{result.name.within_scale}.safetensors"
         sha256 = sha256_file(source)
-        if not (folder / name).exists() or sha256_file(folder / name) != sha256:
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
             with atomic_path(folder / name) as temporary:
                 shutil.copyfile(source, temporary)
         index[result.cell] = {"file": name, "digest": result.digest, "sha256": sha256}
@@ -167,7 +167,9 @@ def shipped_weights(result: RunResult, paths: Paths) -> Path:
         raise UserError(f"{path}: weights of run {entry['digest']}, results of {result.digest}; run `make weights`")
     if not path.exists():
         raise UserError(f"{path}: missing; `git checkout {path}` brings it back")
-    if sha256_file(path) != entry["sha256"]:
+    with content_of(path, "a file of weights", f"`git checkout {path}` brings it back"):
+        found = sha256_file(path)
+    if found != entry["sha256"]:
         raise UserError(f"{path}: not the file that was shipped (its SHA-256 differs); `git checkout {path}`")
     return path
 

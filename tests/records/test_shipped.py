@@ -175,10 +175,11 @@ def test_a_damaged_index_is_named_and_nothing_shipped_is_lost(text: str | None) 
     sound = index.read_text()
     index.write_text(sound.replace("safetensors", "safetensor5", 1) if text is None else text)
     weights = sorted(index.parent.rglob("*.safetensors"))
+    own = result()
     for read in (
         lambda: shipped_cells(HERE),
-        lambda: shipped_weights(result(), HERE),
-        lambda: ship([result()], "tiny", STORE, HERE),
+        lambda: shipped_weights(own, HERE),
+        lambda: ship([own], "tiny", STORE, HERE),
     ):
         with pytest.raises(
             UserError, match=r"index\.json: .*; `git checkout reports/tiny/weights/index\.json`"
