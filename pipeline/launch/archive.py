@@ -82,7 +82,7 @@ def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 def carried_jobs(
-    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths = HERE
+    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths
 ) -> dict[str, dict[str, Any]]:
     """By digest, what the manifest says of each run of a cohort that the store holds a state of.
 

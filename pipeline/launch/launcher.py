@@ -181,7 +181,7 @@ def progress(plan: Sequence[Standing]) -> float:
     return made / whole if whole else 1.0
 
 
-def describe(plan: Sequence[Standing], machine: Machine, paths: Paths = HERE) -> str:
+def describe(plan: Sequence[Standing], machine: Machine, paths: Paths) -> str:
     """The plan as text: a line per cohort, then the total and what comes next."""
     width = max(len(item.cohort.key) for item in plan)
     lines = []

@@ -120,9 +120,9 @@ def time_kinds(
     to_train: Sequence[Job],
     to_evaluate: Sequence[Job],
     store: Path,
+    paths: Paths,
     again: bool = False,
     tell: Callable[[str], None] = lambda line: None,
-    paths: Paths = HERE,
 ) -> None:
     """Time, on one core, every kind of run and of likelihood among these jobs.
 

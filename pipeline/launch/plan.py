@@ -201,7 +201,8 @@ def standing(
     machine: Machine,
     again: bool = False,
     marks: Marks | None = None,
-    paths: Paths = HERE,
+    *,
+    paths: Paths,
 ) -> Standing:
     """Where a cohort stands, from the store, the data folder and the committed results (unless `again`).
 
@@ -295,7 +296,7 @@ def standings(
 
     def stand(cohort: CohortSpec) -> Standing:
         try:
-            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks, paths)
+            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks, paths=paths)
         except UserError as error:
             return Standing(cohort, BLOCKED, str(error))
 
