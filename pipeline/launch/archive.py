@@ -27,7 +27,7 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,

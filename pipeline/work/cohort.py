@@ -21,7 +21,7 @@ from pipeline.evaluation.cohort import (
     result_of,
 )
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.results import save_results
 from pipeline.records.run_folder import HISTORY_COLUMNS, RUN_JSON, Job, read_run
 from pipeline.records.status import FINISHED
