@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceiling, compile_peer, cpu, gpu, jax_peer, kernels, ours, peers, revision, table
+from benchmarks import ahead_of_time, ceiling, compile_peer, cpu, gpu, jax_peer, kernels, ours, peers, revision, table
 from benchmarks.cases import (
     CASES,
     IMAGES,
@@ -34,7 +34,7 @@ from benchmarks.measure import Clock, Contestants, Failed, Rate, Tick, TimeUp, W
 from benchmarks.plain import PlainModel, set_gradients
 from pipeline.errors import UserError
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec
-from pipeline.models import compiled_step
+from pipeline.models import compiled_step, fused
 from pipeline.models.gradient import estimator_groups, gradient_estimate
 from pipeline.models.networks import Parameters, count_parameters
 from pipeline.objectives import OBJECTIVES
@@ -367,3 +367,24 @@ def test_stacks_of_a_gpu_are_measured_and_tabled(monkeypatch: pytest.MonkeyPatch
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("|")]
     assert rows[2:5] == ["| VAE, k=1, 1 layer", "| VAE, k=1, 1 layer", "| NLL, 5000 samples, 1 layer"]
     assert rows[-1] == "| all"
+
+
+def test_what_an_assembler_says() -> None:
+    spills = "    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads"
+    said = f"{spills}\nptxas info    : Used 255 registers, used 1 barriers"
+    assert ahead_of_time.parsed(said, 1024) == ahead_of_time.Usage(255, 12, 16, 1024)
+
+
+@pytest.mark.skipif(not fused.available(), reason="Triton is not installed: pip install --no-deps triton")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_kernel_of_the_output_layer_fits_an_h100(tf32: bool) -> None:
+    """All it works on in registers, and two programs of it on a processor."""
+    found = ahead_of_time.usage(LATENTS[0], tf32, capability=90)
+    assert (found.spill_stores, found.spill_loads) == (0, 0)
+    assert 2 * found.shared < ahead_of_time.SHARED_BYTES[90]
+
+
+def test_without_triton_nothing_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "triton", None)
+    with pytest.raises(UserError, match="pip install --no-deps triton"):
+        ahead_of_time.usage(LATENTS[0], False, capability=90)
