@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.cases import LATENTS
 from benchmarks.table import markdown
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.errors import UserError
 from pipeline.experiments.spec import BATCH_SIZE
 from pipeline.models import fused

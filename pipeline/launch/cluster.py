@@ -190,7 +190,7 @@ class Driver:
         own = self.project
         try:
             spec = own.evaluations[unit.key]
-            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks, paths=own.paths)
+            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks, own.paths)
         except UserError as error:
             return Standing(unit, BLOCKED, str(error))
 

@@ -223,7 +223,7 @@ def work_on(
     """
     store, machine, paths, spec = project.store, project.machine, project.paths, project.evaluations[cohort.key]
     with cohort_lock(store, cohort.key, BUSY_SECONDS):
-        item = standing(cohort, project.cohorts, spec, store, machine, project.again, paths=paths)
+        item = standing(cohort, project.cohorts, spec, store, machine, project.again, project.marks, paths)
         jobs = list(item.jobs)
         if item.need not in RUNNABLE:
             return True  # Another process was quicker.

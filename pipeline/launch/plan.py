@@ -199,14 +199,13 @@ def standing(
     spec: EvaluationSpec,
     store: Path,
     machine: Machine,
-    again: bool = False,
-    marks: Marks | None = None,
-    *,
+    again: bool,
+    marks: Marks,
     paths: Paths,
 ) -> Standing:
     """Where a cohort stands, from the store, the data folder and the committed results (unless `again`).
 
-    `marks`: of `depths(cohorts)`, where that is known already.
+    `marks`: of `depths(cohorts)`.
 
     Raises: UserError when its data is missing or a checkpoint cannot be read.
     """
@@ -296,7 +295,7 @@ def standings(
 
     def stand(cohort: CohortSpec) -> Standing:
         try:
-            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks, paths=paths)
+            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks, paths)
         except UserError as error:
             return Standing(cohort, BLOCKED, str(error))
 
