@@ -100,7 +100,8 @@ def to_markdown(table: Table) -> str:
     lines = [f"### {table.title}", "", f"**{table.see}** {table.method}".strip(), "", line(headings)]
     lines.append(line([":--" if is_text(table, heading) else "--:" for heading in headings]))
     for group, rows in _grouped(table):
-        lines.append(line([f"**{group}**", *[""] * (len(headings) - 1)]))
+        if group:
+            lines.append(line([f"**{group}**", *[""] * (len(headings) - 1)]))
         lines += [line([_bold(table, i, heading, "**{}**") for heading in headings]) for i in rows]
     notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n".join([*lines, *notes]) + "\n"
