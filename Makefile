@@ -40,18 +40,26 @@ repro: grid ## the quick scale end to end: data, training, evaluation, report, M
 ui: $(READY) ## MLflow on the runs; prints the address of its start page | until Ctrl-C
 	@python -m stages.ui
 
+# RAY=1: on all cores of this machine, or its GPUs. RAY=ADDRESS: on the Ray cluster there (docs/scale-out.md).
+RAY_READY = python -c 'import ray' 2>/dev/null || \
+  python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+
 overnight: grid ## every cell of the papers at 40 of 3280 epochs, claims decided there | a night on 2 cores
 	dvc repro binarize
+ifdef RAY
+	@$(RAY_READY)
+	python -m pipeline.launch run --scale overnight --ray $(filter-out 1,$(RAY))
+else
 	python -m pipeline.launch run --scale overnight
+endif
 	dvc repro check report@overnight track@overnight
 	@python -m stages.weights overnight
 	@python -m stages.docs
 	@python -m stages.news overnight
 
-# RAY=1: on all GPUs of this machine at once. RAY=ADDRESS: on the Ray cluster there (docs/scale-out.md).
 paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | days of a CPU; for a GPU
 ifdef RAY
-	@python -c 'import ray' 2>/dev/null || python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
+	@$(RAY_READY)
 	dvc repro binarize
 	python -m pipeline.launch run --ray $(filter-out 1,$(RAY))
 endif

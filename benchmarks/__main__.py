@@ -18,7 +18,8 @@ import torch
 from benchmarks import cpu, gpu, peers, table
 from benchmarks.cases import CASES
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohorts
+from pipeline.experiments.cohorts import load_cohorts
+from pipeline.paths import HERE
 
 PROJECTED_SCALE = "paper"
 LIBRARIES = ("torch", "jax", "pythae")
@@ -105,7 +106,7 @@ def main(words: list[str] | None = None) -> None:
         results = gpu.run(
             cases, arguments.rounds, arguments.seconds, with_pythae, _progress, device, arguments.precision
         )
-        cohorts = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == PROJECTED_SCALE]
+        cohorts = [cohort for cohort in load_cohorts(HERE.cohorts).values() if cohort.scale == PROJECTED_SCALE]
         hours = gpu.projected_hours(cohorts, device, _progress)
         text = table.gpu_tables(results, hours)
     else:

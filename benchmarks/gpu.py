@@ -16,9 +16,10 @@ from benchmarks import ceiling, ours, peers, plain
 from benchmarks.cases import Case, binarized, run_spec, training_images
 from benchmarks.contest import Measured, Results, hold
 from benchmarks.measure import Tick, Work, rate_here
+from pipeline.experiments.choices import AUTO
+from pipeline.experiments.choices import PLAIN as PLAIN_ENGINE
 from pipeline.experiments.spec import CohortSpec
-from pipeline.training.engines import AUTO, DEVICE_ENGINES
-from pipeline.training.engines import PLAIN as PLAIN_ENGINE
+from pipeline.training.engines import DEVICE_ENGINES
 
 STACK_SIZES = (1, 5, 10, 20)
 COMPARED_SIZE = 10

@@ -15,6 +15,7 @@ from benchmarks.cases import NLL_SAMPLES, Case, binarized, run_spec, training_im
 from benchmarks.measure import Tick, Work
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
+from pipeline.experiments.choices import AUTO
 from pipeline.experiments.spec import RunSpec
 from pipeline.models import compiled_step
 from pipeline.models.networks import Parameters
@@ -30,7 +31,7 @@ BOUND_SAMPLES = 64
 """The bound that the evaluation reports beside the NLL."""
 
 
-def stack_of(runs: list[RunSpec], images: Tensor, engine: str = "auto") -> Stack:
+def stack_of(runs: list[RunSpec], images: Tensor, engine: str = AUTO) -> Stack:
     """Runs at their start, as one stack on the device of `images` ([N, 784] uint8)."""
     states = [initial_state(Job(run, "", Path(), None), images) for run in runs]
     return stack_for(runs, states, images, engine)

@@ -22,6 +22,7 @@ import torch
 from pipeline.experiments.cohorts import COHORTS, binarized, load_cohorts, load_evaluation, results_folder
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.launch import cluster as driver
+from pipeline.launch.cluster_nodes import LOOPBACK, LOOPBACK_VARIABLE
 from pipeline.launch.launcher import Project
 from pipeline.work.machine import Machine
 
@@ -49,13 +50,13 @@ def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int
         try:
             binarized("mnist").parent.mkdir(parents=True)
             binarized("mnist").symlink_to(data)
-            cluster.add_node(num_cpus=workers, node_ip_address=driver.LOOPBACK, include_dashboard=False)
+            cluster.add_node(num_cpus=workers, node_ip_address=LOOPBACK, include_dashboard=False)
             every = {cohort.key: cohort for cohort in made}
             machine = Machine(torch.device("cpu"), 1, 30.0)
             project = Project(every, dict.fromkeys(every, evaluation), made, Path(".store"), machine)
             start = time.monotonic()
             with redirect_stdout(StringIO()):
-                status = driver.run(project, cluster.address, "cpu", 1)
+                status = driver.run(project, cluster.address, "cpu")
             wall = time.monotonic() - start
             assert status == 0
             worked = 0.0
@@ -74,7 +75,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
-    os.environ[driver.LOOPBACK_VARIABLE] = "0"
+    os.environ[LOOPBACK_VARIABLE] = "0"
     os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
     made, evaluation = cohorts(arguments.tasks, arguments.steps)
     walls = {}

@@ -9,24 +9,27 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS
-from pipeline.experiments.grid import PARAMS, check_in_step
+from pipeline.experiments.grid import check_in_step
 from pipeline.experiments.params import load_params
 from pipeline.files import disk_error
+from pipeline.paths import Paths
 from pipeline.work.workers import Stopped
 
 FORCE_VARIABLE = "FORCE"
 
 
-def run_stage(main: Callable[[], None], needs_params: bool = True) -> NoReturn:
-    """Run a stage and exit: mistakes that the user can mend end in one line on stderr and code 1.
+def run_stage(main: Callable[[Paths], None], needs_params: bool = True) -> NoReturn:
+    """Run a stage on the project in the current folder, and exit.
+
+    Mistakes that the user can mend end in one line on stderr and code 1.
 
     No stage that needs parameters works on wrong ones, or on some that are out of step with `cohorts/`.
     """
+    paths = Paths()
     try:
         if needs_params:
-            check_in_step(load_params(PARAMS), COHORTS)
-        main()
+            check_in_step(load_params(paths.params), paths.cohorts, paths.params)
+        main(paths)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
@@ -39,11 +42,11 @@ def run_stage(main: Callable[[], None], needs_params: bool = True) -> NoReturn:
     sys.exit(0)
 
 
-def known_scale(name: str) -> str:
+def known_scale(name: str, paths: Paths) -> str:
     """Raises: UserError when params.yaml has no such scale."""
-    known = load_params(PARAMS).scales
+    known = load_params(paths.params).scales
     if name not in known:
-        raise UserError(f"{name}: no such scale in {PARAMS}; choose one of {', '.join(known)}")
+        raise UserError(f"{name}: no such scale in {paths.params}; choose one of {', '.join(known)}")
     return name
 
 

@@ -23,11 +23,11 @@ from pipeline.errors import UserError
 from pipeline.evaluation.ais import AisSpec, facts, second_opinion
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.spacing import evenly_spaced
-from pipeline.experiments.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts, results_folder
-from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.cohorts import load_cohort, load_cohorts
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.files import read_json, write_json
+from pipeline.paths import Paths
 from pipeline.published import Setting
 from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_run, read_weights
 from pipeline.records.status import Status
@@ -60,21 +60,21 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(cohort: str, run: str) -> tuple[CohortSpec, RunSpec]:
+def chosen(cohort: str, run: str, paths: Paths) -> tuple[CohortSpec, RunSpec]:
     """Raises: UserError naming what there is when there is no such cohort or run."""
-    known = load_cohort(COHORTS, cohort)
+    known = load_cohort(paths.cohorts, cohort)
     for one in known.runs:
         if one.name == run:
             return known, one
     raise UserError(f"{known.key} has no run {run!r}; choose one of {', '.join(one.name for one in known.runs)}")
 
 
-def pairs_of(scale: str) -> list[tuple[CohortSpec, RunSpec]]:
+def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     """VAE k = 1 and IWAE k = 50 of Burda's Table 1 at every dataset and depth that a scale has.
 
     Raises: UserError when there is no such scale, or when it does not run that table.
     """
-    every = load_cohorts(COHORTS).values()
+    every = load_cohorts(paths.cohorts).values()
     found = [
         (cohort, run)
         for cohort in every
@@ -90,49 +90,48 @@ def pairs_of(scale: str) -> list[tuple[CohortSpec, RunSpec]]:
     return found
 
 
-def target_of(cohort: CohortSpec, run: RunSpec) -> Path:
-    return results_folder(cohort.key) / f"ais-{run.name}.json"
+def target_of(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Path:
+    return paths.cohort_results(cohort.key) / f"ais-{run.name}.json"
 
 
-def is_done(cohort: CohortSpec, run: RunSpec, digest: str, asked: dict[str, int]) -> bool:
-    """Whether these weights were looked at in this way before."""
-    target = target_of(cohort, run)
+def is_done(target: Path, digest: str, asked: dict[str, int]) -> bool:
+    """Whether these weights were looked at in this way before, as the file `target` tells."""
     if not target.exists():
         return False
     known = read_json(target)
     return bool(known["digest"] == digest and all(known["how"].get(name) == value for name, value in asked.items()))
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     asked = parse()
-    params = load_params(PARAMS)
+    params = load_params(paths.params)
     device = resolve_device(params.device)
     keep_freed_memory()
     if asked.run is not None:
-        second_opinion_of(*chosen(asked.cohort, asked.run), asked, params, device)
+        second_opinion_of(*chosen(asked.cohort, asked.run, paths), asked, params, device, paths)
         return
     how = {"images": asked.images, "transitions": asked.steps, "chains": asked.chains, "seed": asked.seed}
-    for cohort, run in pairs_of(asked.cohort):
-        folder = training_folder(RUNS, cohort.key) / run.name
+    for cohort, run in pairs_of(asked.cohort, paths):
+        folder, target = training_folder(paths.runs, cohort.key) / run.name, target_of(cohort, run, paths)
         if not (folder / RUN_JSON).exists():
             print(f"{cohort.key}/{run.name}: not trained yet; left out", flush=True)
-        elif is_done(cohort, run, read_run(folder)["digest"], how):
-            print(f"{cohort.key}/{run.name}: done before -> {target_of(cohort, run)}", flush=True)
+        elif is_done(target, read_run(folder)["digest"], how):
+            print(f"{cohort.key}/{run.name}: done before -> {target}", flush=True)
         else:
-            second_opinion_of(cohort, run, asked, params, device)
+            second_opinion_of(cohort, run, asked, params, device, paths)
 
 
 def second_opinion_of(
-    cohort: CohortSpec, run: RunSpec, asked: argparse.Namespace, params: Params, device: torch.device
+    cohort: CohortSpec, run: RunSpec, asked: argparse.Namespace, params: Params, device: torch.device, paths: Paths
 ) -> None:
     """Check one trained run and write what was found. Raises: UserError when it is not there or diverged."""
-    folder = training_folder(RUNS, cohort.key) / run.name
+    folder = training_folder(paths.runs, cohort.key) / run.name
     content = read_run(folder)
     if not Status.of(content["status"]).is_finished:
         raise UserError(f"{cohort.key}/{run.name} {content['status']}; its likelihood means nothing")
     run = RunSpec.from_json(content["spec"])
     flat = read_weights(folder / WEIGHTS, run.latent, content["digest"]).to(device)
-    bits = load_dataset(binarized(run.dataset)).test_bits
+    bits = load_dataset(paths.binarized(run.dataset)).test_bits
     test = Images.of(bits, evenly_spaced(len(bits), asked.images), device)
     samples = params.scales[cohort.scale].evaluation.num_samples
     spec = AisSpec(len(test), asked.steps, asked.chains, samples, asked.seed)
@@ -143,7 +142,7 @@ def second_opinion_of(
         summary, arrays = second_opinion(flat, run.latent, test, spec, meter.advance)
     finally:
         meter.close()
-    target = target_of(cohort, run)
+    target = target_of(cohort, run, paths)
     images = {name: values.tolist() for name, values in arrays.items()}
     identity = {"cohort": cohort.key, "run": run.name, "digest": content["digest"]}
     write_json(target, {**identity, "summary": summary, "images": images, "how": facts(spec, flat)})

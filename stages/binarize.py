@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from pipeline.data.catalogue import dataset_info
 from pipeline.data.prepare import binarize
 from pipeline.experiments.params import load_params
+from pipeline.paths import Paths
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.binarize", description=__doc__)
     parser.add_argument("dataset")
     name = dataset_info(parser.parse_args().dataset).name
-    seed = load_params(Path("params.yaml")).data.test_binarization_seed
-    value = binarize(name, Path("data/raw") / name, Path("data/binarized") / name, seed)
+    seed = load_params(paths.params).data.test_binarization_seed
+    value = binarize(name, paths.raw(name), paths.binarized(name), seed)
     counts = value["counts"]
     print(
         f"{name}: {counts['train_images']} training and {counts['test_images']} test images"

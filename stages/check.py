@@ -6,17 +6,14 @@ A stage of its own, on which the others depend: DVC runs it before them when par
 
 from __future__ import annotations
 
-from pipeline.experiments.cohorts import COHORTS
-from pipeline.experiments.grid import PARAMS
 from pipeline.files import write_text
+from pipeline.paths import Paths
 from stages import run_stage
 
-AGREED = COHORTS / "agreed.txt"
 
-
-def main() -> None:
-    text = f"{PARAMS} and {COHORTS}/ agree"
-    write_text(AGREED, f"{text}\n")
+def main(paths: Paths) -> None:
+    text = f"{paths.params} and {paths.cohorts}/ agree"
+    write_text(paths.cohorts / "agreed.txt", f"{text}\n")
     print(text)
 
 

@@ -11,26 +11,27 @@ import ast
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, REPORTS, load_cohorts
-from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.cohorts import load_cohorts
 from pipeline.experiments.params import load_params
 from pipeline.files import write_text
+from pipeline.paths import Paths
 from pipeline.records.results import load_results
 from pipeline.reporting.summary import PICTURE, readme_part
 from stages import run_stage
 
 README, MAP = Path("README.md"), Path("docs/map.md")
+"""Below the project's folder."""
 PACKAGES = ("pipeline", "stages", "examples", "benchmarks")
 BEGIN, END = "<!-- written by `python -m stages.docs`: begin -->", "<!-- end -->"
 
 
-def status() -> str:
+def status(paths: Paths) -> str:
     """What README.md should say of the results."""
-    scales = list(load_params(PARAMS).scales)
-    cohorts = load_cohorts(COHORTS).values()
+    scales = list(load_params(paths.params).scales)
+    cohorts = load_cohorts(paths.cohorts).values()
     planned = {scale: [cohort for cohort in cohorts if cohort.scale == scale] for scale in scales}
-    pictured = [scale for scale in scales if (REPORTS / scale / "figures" / f"{PICTURE}.png").exists()]
-    return readme_part({scale: load_results(REPORTS / scale / "results") for scale in scales}, planned, pictured)
+    pictured = [scale for scale in scales if (paths.report(scale) / "figures" / f"{PICTURE}.png").exists()]
+    return readme_part({scale: load_results(paths.results(scale)) for scale in scales}, planned, pictured)
 
 
 def module_lines(root: Path) -> str:
@@ -77,10 +78,10 @@ def written(path: Path, part: str) -> bool:
     return after != before
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     argparse.ArgumentParser(prog="python -m stages.docs", description=__doc__).parse_args()
-    for path, part in ((README, status()), (MAP, module_lines(Path.cwd()))):
-        print(f"{path}: {'brought in step' if written(path, part) else 'in step'}")
+    for name, part in ((README, status(paths)), (MAP, module_lines(paths.root))):
+        print(f"{name}: {'brought in step' if written(paths.root / name, part) else 'in step'}")
 
 
 if __name__ == "__main__":

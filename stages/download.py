@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from pipeline.data.catalogue import dataset_info
 from pipeline.data.sources import download, find_mirror
+from pipeline.paths import Paths
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.download", description=__doc__)
     parser.add_argument("dataset")
     name = dataset_info(parser.parse_args().dataset).name
     mirror = find_mirror()
-    result = download(name, Path("data/raw") / name, mirror, warn=lambda line: print(f"error: {line}", file=sys.stderr))
+    result = download(name, paths.raw(name), mirror, warn=lambda line: print(f"error: {line}", file=sys.stderr))
     print(result.summary(mirror))
 
 

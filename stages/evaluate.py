@@ -10,16 +10,12 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import finished_runs
 from pipeline.experiments.cohorts import (
-    COHORTS,
-    RUNS,
-    binarized,
     load_cohort,
     load_cohorts,
     load_evaluation,
-    results_folder,
 )
-from pipeline.experiments.grid import PARAMS
 from pipeline.experiments.params import load_params
+from pipeline.paths import Paths
 from pipeline.records.provenance import origin
 from pipeline.records.results import cohort_results
 from pipeline.records.status import FINISHED
@@ -30,26 +26,26 @@ from pipeline.work.machine import this_machine
 from stages import forced, run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
-    cohort = load_cohort(COHORTS, parser.parse_args().cohort)
-    params = load_params(PARAMS)
+    cohort = load_cohort(paths.cohorts, parser.parse_args().cohort)
+    params = load_params(paths.params)
     machine = this_machine(params.device, params.workers, params.checkpoint_seconds)
-    spec = load_evaluation(COHORTS, cohort)
+    spec = load_evaluation(paths.cohorts, cohort)
     start = time.monotonic()
-    store = store_folder()
-    data_digest = load_dataset(binarized(cohort.dataset)).digest
-    jobs = cohort_jobs(cohort, load_cohorts(COHORTS), data_digest, store, RUNS, machine.device.type)
-    training = training_folder(RUNS, cohort.key)
+    store = store_folder(paths)
+    data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
+    jobs = cohort_jobs(cohort, load_cohorts(paths.cohorts), data_digest, store, paths.runs, machine.device.type)
+    training = training_folder(paths.runs, cohort.key)
     runs = finished_runs(cohort, training, store, spec, possible_digests(cohort, jobs, data_digest))
     if forced():
         for run in runs:
             run.target.with_suffix(".json").unlink(missing_ok=True)
-    evaluated = evaluate_waiting(cohort, runs, machine, origin("stages.evaluate"))
-    if load_cohort(COHORTS, cohort.key) != cohort or load_evaluation(COHORTS, cohort) != spec:
-        raise UserError(f"{COHORTS}/ changed while {cohort.key} was evaluated: run the same command again")
-    results = cohort_results(results_folder(cohort.key))
+    evaluated = evaluate_waiting(cohort, runs, store, paths, machine, origin("stages.evaluate", paths))
+    if load_cohort(paths.cohorts, cohort.key) != cohort or load_evaluation(paths.cohorts, cohort) != spec:
+        raise UserError(f"{paths.cohorts}/ changed while {cohort.key} was evaluated: run the same command again")
+    results = cohort_results(paths.cohort_results(cohort.key))
     for result in results:
         if result.status != FINISHED:
             print(f"warning: {result.cell} {result.status}", file=sys.stderr)

@@ -5,22 +5,22 @@ from __future__ import annotations
 import argparse
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import REPORTS
+from pipeline.paths import Paths
 from pipeline.records.committed import compare, in_words
 from pipeline.records.results import load_results
 from pipeline.reporting.summary import depth, for_terminal, table1
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.news", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
     scale = parser.parse_args().scale
-    folder = REPORTS / scale
+    folder = paths.report(scale)
     results = load_results(folder / "results")
     if not results:
         raise UserError(f"{folder / 'results'}: no results; `make repro` (or `dvc repro`) makes them")
-    print("\n".join(in_words(compare(folder / "results", scale))))
+    print("\n".join(in_words(compare(paths, scale))))
     if lines := table1(results):
         print(f"MNIST, NLL in nats {depth(results)}, the paper's in brackets:")
         print("\n".join(for_terminal(lines)))

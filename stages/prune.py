@@ -7,10 +7,10 @@ and `reports/` the folders of cohorts that are not in the grid. DVC's cache has 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from pipeline.experiments.cohorts import COHORTS, load_cohorts
+from pipeline.experiments.cohorts import load_cohorts
 from pipeline.files import remove
+from pipeline.paths import Paths
 from pipeline.records.prune import all_litter
 from pipeline.records.store import store_folder
 from pipeline.work.console import counted
@@ -18,14 +18,14 @@ from pipeline.work.locks import Busy, locked
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.prune", description=__doc__, formatter_class=formatter)
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")
     dry = parser.parse_args().dry_run
-    store = store_folder()
+    store = store_folder(paths)
     removed = total = 0
-    for litter in all_litter(Path(), store, load_cohorts(COHORTS)):
+    for litter in all_litter(paths, store, load_cohorts(paths.cohorts)):
         size = litter.bytes
         if not dry:
             try:

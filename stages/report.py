@@ -8,27 +8,26 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from pathlib import Path
 
-from pipeline.experiments.cohorts import COHORTS, load_cohorts
-from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.cohorts import load_cohorts
 from pipeline.experiments.params import load_params
+from pipeline.paths import Paths
 from pipeline.records.results import in_grid, load_results, load_under_way, told_apart
 from pipeline.work.console import counted
 from stages import known_scale, run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.report", description="Write the report of a scale.")
     parser.add_argument("scale", help="a scale of params.yaml, e.g. quick")
-    scale = known_scale(parser.parse_args().scale)
-    known = load_params(PARAMS).scales
+    scale = known_scale(parser.parse_args().scale, paths)
+    known = load_params(paths.params).scales
     start = time.monotonic()
     # Matplotlib and pandas take seconds to import; a wrong name is answered before.
     from pipeline.reporting.page import build_report
 
-    folder = Path("reports") / scale
-    planned = [cohort for cohort in load_cohorts(COHORTS).values() if cohort.scale == scale]
+    folder = paths.report(scale)
+    planned = [cohort for cohort in load_cohorts(paths.cohorts).values() if cohort.scale == scale]
     results, others = in_grid(load_results(folder / "results"), planned)
     under_way, other_ways = in_grid(load_under_way(folder / "results"), planned)
     if others or other_ways:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 
 from pipeline.array_files import write_arrays
 from pipeline.errors import UserError
 from pipeline.evaluation.gaussian_toy import measure_toy
-from pipeline.experiments.grid import PARAMS
 from pipeline.experiments.params import load_params
 from pipeline.files import write_json
+from pipeline.paths import Paths
 from pipeline.records.results import ARRAYS, METRICS, TOY
 from pipeline.records.sums import write_sums
 from pipeline.work.console import ProgressMeter
@@ -20,14 +19,14 @@ from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.toy", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
     scale = parser.parse_args().scale
-    params = load_params(PARAMS)
+    params = load_params(paths.params)
     known = [name for name, own in params.scales.items() if own.toy]
     if scale not in known:
-        raise UserError(f"{scale}: no scale with a `toy` in {PARAMS}; choose one of {', '.join(known)}")
+        raise UserError(f"{scale}: no scale with a `toy` in {paths.params}; choose one of {', '.join(known)}")
     toy = params.scales[scale].toy
     assert toy is not None
     spec = toy.spec()
@@ -38,7 +37,7 @@ def main() -> None:
         metrics, arrays = measure_toy(spec, resolve_device(params.device), advance=meter.advance)
     finally:
         meter.close()
-    folder = Path("reports") / scale / "results" / TOY
+    folder = paths.results(scale) / TOY
     write_arrays(folder / ARRAYS, arrays)
     write_json(folder / METRICS, metrics)
     write_sums(folder, (ARRAYS, METRICS))

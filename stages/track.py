@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohorts
+from pipeline.experiments.cohorts import load_cohorts
 from pipeline.files import write_json
+from pipeline.paths import Paths
 from pipeline.published import published_value
 from pipeline.records.results import RunResult, in_grid, load_results, load_under_way, told_apart
 from pipeline.tracking.publish import publish
@@ -37,21 +38,21 @@ def marker(results: list[RunResult]) -> dict[str, dict[str, str]]:
     }
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.track", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
-    scale = known_scale(parser.parse_args().scale)
-    root = Path.cwd()
-    folder = Path("reports", scale, "results")
+    scale = known_scale(parser.parse_args().scale, paths)
+    root = paths.root.absolute()
+    folder = paths.results(scale)
     found = [*load_results(folder), *load_under_way(folder)]
-    results, others = in_grid(found, load_cohorts(COHORTS).values())
+    results, others = in_grid(found, load_cohorts(paths.cohorts).values())
     if others:
         print(f"warning: {told_apart(folder, others)}", file=sys.stderr)
     if not results:
         raise UserError(f"{folder}: no results to publish; `make repro` (or `dvc repro`) makes them")
     meter = ProgressMeter(f"{scale} into MLflow", len(results), "run")
     try:
-        counts = publish(root, results, paper_nll, known_cells(COHORTS, scale), lambda: meter.advance(1))
+        counts = publish(root, results, paper_nll, known_cells(paths.cohorts, scale), lambda: meter.advance(1))
     finally:
         meter.close()
     write_json(root / STORE / f"published-{scale}.json", marker(results))

@@ -10,14 +10,13 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, RUNS, binarized, load_cohort, load_cohorts
-from pipeline.experiments.grid import PARAMS
+from pipeline.experiments.cohorts import load_cohort, load_cohorts
 from pipeline.experiments.params import load_params
 from pipeline.experiments.spec import CohortSpec
+from pipeline.paths import Paths
 from pipeline.records.provenance import origin
 from pipeline.records.run_folder import Job, heal, read_run
 from pipeline.records.store import (
@@ -43,15 +42,15 @@ LONG_RUN_STEPS = 200_000
 TOO_LONG_HOURS = 24.0
 
 
-def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
+def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine, paths: Paths) -> None:
     """Refuse work of days on a machine that is not made for it, before the first step.
 
     Raises: UserError with the estimate, the hardware to use, the alternative, and how to go on all the same.
     """
     if asked_for(SLOW_VARIABLE) or sum(job.spec.total_steps for job in jobs) < LONG_RUN_STEPS:
         return
-    scale = [other for other in load_cohorts(COHORTS).values() if other.scale == cohort.scale]
-    hours = estimated_hours(max(jobs, key=lambda job: job.spec.T), binarized(cohort.dataset), machine, scale)
+    scale = [other for other in load_cohorts(paths.cohorts).values() if other.scale == cohort.scale]
+    hours = estimated_hours(max(jobs, key=lambda job: job.spec.T), paths.binarized(cohort.dataset), machine, scale)
     if hours > TOO_LONG_HOURS:
         raise UserError(
             f"{cohort.key}: the {cohort.scale} scale would train for about {hours / 24:,.0f} days on this machine"
@@ -60,9 +59,9 @@ def check_duration(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> Non
         )
 
 
-def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
+def train(cohort: CohortSpec, jobs: list[Job], machine: Machine, paths: Paths) -> None:
     """Train the unfinished jobs with progress on the console and in MLflow."""
-    facts = origin("stages.train")
+    facts = origin("stages.train", paths)
     waiting = [job for job in jobs if not job.is_finished]
     tracker: LiveTracker | None = None
 
@@ -70,7 +69,8 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
         # Importing MLflow takes seconds; the workers train meanwhile.
         nonlocal tracker
         digests = {job.spec.name: job.digest for job in waiting}
-        tracker = LiveTracker(Path.cwd(), cohort, digests, os.environ.get("DVC_STAGE"), facts["git_revision"])
+        stage, root = os.environ.get("DVC_STAGE"), paths.root.absolute()
+        tracker = LiveTracker(root, cohort, digests, stage, facts["git_revision"])
 
     def on_progress(progress: Progress) -> None:
         if tracker is not None and progress.rows:
@@ -80,36 +80,36 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine) -> None:
             tracker.finish(progress.run, status)
 
     try:
-        whole = whole_scale(jobs, cohort, load_cohorts(COHORTS).values(), RUNS)
-        train_waiting(cohort, jobs, machine, facts, Pace(), on_progress, start_tracker, whole, lock_seconds())
+        whole = whole_scale(jobs, cohort, load_cohorts(paths.cohorts).values(), paths.runs)
+        train_waiting(cohort, jobs, machine, facts, Pace(), paths, on_progress, start_tracker, whole, lock_seconds())
     finally:
         if tracker is not None:
             tracker.close()
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
-    cohort = load_cohort(COHORTS, parser.parse_args().cohort)
-    params = load_params(PARAMS)
+    cohort = load_cohort(paths.cohorts, parser.parse_args().cohort)
+    params = load_params(paths.params)
     machine = this_machine(params.device, params.workers, params.checkpoint_seconds, params.engine)
-    store = store_folder()
+    store = store_folder(paths)
     start = time.monotonic()
     with cohort_lock(store, cohort.key):
-        data_digest = load_dataset(binarized(cohort.dataset)).digest
-        cohorts = load_cohorts(COHORTS)
-        jobs = cohort_jobs(cohort, cohorts, data_digest, store, RUNS, machine.device.type)
+        data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
+        cohorts = load_cohorts(paths.cohorts)
+        jobs = cohort_jobs(cohort, cohorts, data_digest, store, paths.runs, machine.device.type)
         if forced():
             forget(jobs)
         for job in jobs:
             heal(job)
         waiting = [job for job in jobs if not job.is_finished]
         if waiting:
-            check_duration(cohort, waiting, machine)
-            train(cohort, jobs, machine)
-        copy_finished(jobs, training_folder(RUNS, cohort.key))
-    if load_cohort(COHORTS, cohort.key) != cohort:
-        raise UserError(f"{COHORTS / cohort.key}.json changed while it was trained: run the same command again")
+            check_duration(cohort, waiting, machine, paths)
+            train(cohort, jobs, machine, paths)
+        copy_finished(jobs, training_folder(paths.runs, cohort.key))
+    if load_cohort(paths.cohorts, cohort.key) != cohort:
+        raise UserError(f"{paths.cohorts / cohort.key}.json changed while it was trained: run the same command again")
     for line in diverged(cohort, jobs):
         print(f"warning: {line}", file=sys.stderr)
     stored = len(jobs) - len(waiting)

@@ -16,7 +16,7 @@ from pathlib import Path
 import requests
 
 from pipeline.errors import UserError
-from pipeline.experiments.grid import PARAMS
+from pipeline.paths import Paths
 from pipeline.tracking.server import HOST, START
 from pipeline.tracking.store import STORE
 from stages import run_stage
@@ -84,13 +84,13 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.ui", description=__doc__)
     parser.add_argument("--port", type=int, default=5000)
     wanted = parser.parse_args().port
-    root = Path.cwd()
-    if not PARAMS.exists():
-        raise UserError(f"{root}: has no {PARAMS}; run from the project's folder")
+    root = paths.root.absolute()
+    if not paths.params.exists():
+        raise UserError(f"{root}: has no {paths.params.name}; run from the project's folder")
     if not (root / STORE / "mlflow.db").is_file():
         raise UserError("no runs in MLflow yet; `make repro` first")
     port = free_port(wanted)

@@ -11,25 +11,27 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from pipeline.paths import Paths
 from stages import run_stage
 
 RECORD = Path(".dvc/tmp/rwlock")
 GUARD = Path(".dvc/tmp/rwlock.lock")
-"""DVC holds it (flock) while it reads and writes the record."""
+"""Below the project's folder. DVC holds it (flock) while it reads and writes the record."""
 
 
-def main() -> None:
-    if not RECORD.exists():
+def main(paths: Paths) -> None:
+    record = paths.root / RECORD
+    if not record.exists():
         return
-    with GUARD.open("a") as guard, suppress(BlockingIOError):
+    with (paths.root / GUARD).open("a") as guard, suppress(BlockingIOError):
         fcntl.flock(guard, fcntl.LOCK_EX | fcntl.LOCK_NB)
         try:
-            sound = isinstance(json.loads(RECORD.read_bytes()), dict)
+            sound = isinstance(json.loads(record.read_bytes()), dict)
         except ValueError:
             sound = False
         if not sound:
-            RECORD.unlink()
-            print(f"{RECORD}: half-written by a dvc that was killed; removed")
+            record.unlink()
+            print(f"{record}: half-written by a dvc that was killed; removed")
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ import argparse
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized, results_folder
 from pipeline.experiments.names import CellName
+from pipeline.paths import Paths
 from pipeline.records.results import load_result
 from pipeline.records.shipped import ROUNDING, check_nll, shipped_cells, shipped_weights
 from pipeline.work.machine import resolve_device
@@ -19,14 +19,14 @@ from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.verify", description=__doc__)
     parser.add_argument("cell", nargs="?", default="", help="e.g. paper/burda-table1-mnist-1L-T50/iwae-M1-K50-s0")
     parser.add_argument("--images", type=int, default=100, help="so many test images, evenly spaced (100)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
     keep_freed_memory()
-    cells = shipped_cells()
+    cells = shipped_cells(paths)
     if not cells:
         raise UserError("no weights are shipped here; `make weights` ships those of finished runs")
     if arguments.images < 1:
@@ -37,11 +37,11 @@ def main() -> None:
         name = CellName.of(cell)
     except ValueError as error:
         raise UserError(f"{error}; weights are shipped of: {', '.join(cells)}") from error
-    result = load_result(results_folder(str(name.cohort)), name.run)
+    result = load_result(paths.cohort_results(str(name.cohort)), name.run)
     check = check_nll(
         result,
-        shipped_weights(result),
-        load_dataset(binarized(result.spec.dataset)),
+        shipped_weights(result, paths),
+        load_dataset(paths.binarized(result.spec.dataset)),
         arguments.images,
         device,
     )

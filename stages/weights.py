@@ -8,24 +8,25 @@ from __future__ import annotations
 import argparse
 import sys
 
-from pipeline.experiments.cohorts import COHORTS, REPORTS, load_cohorts
+from pipeline.experiments.cohorts import load_cohorts
+from pipeline.paths import Paths
 from pipeline.records.results import in_grid, load_results, told_apart
 from pipeline.records.shipped import ship
 from pipeline.records.store import store_folder
 from stages import known_scale, run_stage
 
 
-def main() -> None:
+def main(paths: Paths) -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.weights", description=__doc__)
     parser.add_argument("scale", help="e.g. paper")
     parser.add_argument("--list", action="store_true", help="name a cell of each table row for which there is no room")
     given = parser.parse_args()
-    known_scale(given.scale)
-    folder = REPORTS / given.scale / "results"
-    results, others = in_grid(load_results(folder), load_cohorts(COHORTS).values())
+    known_scale(given.scale, paths)
+    folder = paths.results(given.scale)
+    results, others = in_grid(load_results(folder), load_cohorts(paths.cohorts).values())
     if others:
         print(f"warning: {told_apart(folder, others)}", file=sys.stderr)
-    for line in ship(results, given.scale, store_folder(), given.list):
+    for line in ship(results, given.scale, store_folder(paths), paths, given.list):
         print(line)
 
 

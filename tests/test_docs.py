@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipeline.paths import Paths
 from stages.docs import BEGIN, END, MAP, README, module_lines, status, with_part
 from tests.conftest import ROOT
 
@@ -18,17 +19,15 @@ GLOSSARY = {"run", "setting", "experiment", "scale", "depth", "waypoint", "proto
 GLOSSARY |= {"standing", "place", "cell"}
 
 
-def test_the_readmes_status_is_that_of_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_status_is_that_of_the_results() -> None:
     """When this fails: `python -m stages.docs`."""
-    monkeypatch.chdir(ROOT)
-    text = README.read_text()
-    assert with_part(text, status()) == text
+    text = (ROOT / README).read_text()
+    assert with_part(text, status(Paths(ROOT))) == text
 
 
-def test_the_map_lists_every_module(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_map_lists_every_module() -> None:
     """When this fails: `python -m stages.docs`."""
-    monkeypatch.chdir(ROOT)
-    text = MAP.read_text()
+    text = (ROOT / MAP).read_text()
     assert with_part(text, module_lines(ROOT)) == text
     described = re.findall(r"^- \[`[\w.]+`\]\((\S+)\): \S", text, re.MULTILINE)
     modules = {path for name in ("pipeline", "stages") for path in (ROOT / name).rglob("*.py")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import yaml
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohort
-from pipeline.experiments.grid import PARAMS, write_cohorts
+from pipeline.experiments.cohorts import load_cohort
+from pipeline.experiments.grid import write_cohorts
 from pipeline.experiments.params import load_params
 from pipeline.files import read_json
 from pipeline.models.networks import initial_weights
+from pipeline.paths import Paths
 from pipeline.records.run_folder import RUN_JSON, WEIGHTS, save_weights
 from pipeline.records.sealed import read_sealed_json, write_sealed_json
 from pipeline.reporting.evidence.toy import load_toy
@@ -29,19 +31,19 @@ COHORT, RUN = "small/first-mnist-1L-T5", "iwae-M1-K5-s0"
 TOY = {"seed": 0, "samples": [1, 4], "gradients": 16}
 
 
-def call(monkeypatch: pytest.MonkeyPatch, stage: Any, *arguments: str) -> None:
+def call(monkeypatch: pytest.MonkeyPatch, stage: Any, project: Path, *arguments: str) -> None:
     monkeypatch.setattr("sys.argv", ["stage", *arguments])
-    stage.main()
+    stage.main(Paths(project))
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grey_images: NDArray[np.uint8]) -> Path:
+def project(tmp_path: Path, grey_images: NDArray[np.uint8]) -> Path:
     """Parameters with a small toy, and one run that was never trained."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / PARAMS).write_text(yaml.safe_dump(changed("scales.small.toy", TOY)))
-    write_cohorts(load_params(PARAMS), tmp_path / COHORTS)
-    write_dataset(tmp_path / "data/binarized/mnist", grey_images)
-    run = next(run for run in load_cohort(COHORTS, COHORT).runs if run.name == RUN)
+    paths = Paths(tmp_path)
+    paths.params.write_text(yaml.safe_dump(changed("scales.small.toy", TOY)))
+    write_cohorts(load_params(paths.params), paths.cohorts)
+    write_dataset(paths.binarized("mnist"), grey_images)
+    run = next(run for run in load_cohort(paths.cohorts, COHORT).runs if run.name == RUN)
     folder = tmp_path / "runs" / COHORT / "training" / RUN
     folder.mkdir(parents=True)
     flat = initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255)
@@ -53,21 +55,22 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grey_images: NDArra
 def test_toy_stage_writes_what_the_report_reads(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(monkeypatch, toy, "small")
+    call(monkeypatch, toy, project, "small")
     found = load_toy(project / "reports/small/results")
     assert found is not None
     assert found.samples.tolist() == [1, 4]
     assert found.metrics["gradients"] == 16
     assert found.arrays["iwae/A/snr"].shape == (2, 400)
     assert "small toy: slopes over K: IWAE encoder" in capsys.readouterr().out
-    with pytest.raises(UserError, match=r"paper: no scale with a `toy` in params\.yaml; choose one of small"):
-        call(monkeypatch, toy, "paper")
+    told = f"paper: no scale with a `toy` in {project}/params.yaml; choose one of small"
+    with pytest.raises(UserError, match=re.escape(told)):
+        call(monkeypatch, toy, project, "paper")
 
 
 def test_second_opinion_says_what_it_takes_and_is_shown(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    call(monkeypatch, ais, COHORT, RUN, "--images", "3", "--steps", "4", "--chains", "2")
+    call(monkeypatch, ais, project, COHORT, RUN, "--images", "3", "--steps", "4", "--chains", "2")
     first, last = capsys.readouterr().out.splitlines()
     assert first.startswith(f"{COHORT}/{RUN}: 3 test and 3 simulated images, 2 chains, 4 temperatures: about ")
     assert last.startswith("NLL of 3 test images: ")
@@ -85,9 +88,9 @@ def test_second_opinions_of_a_scale_are_those_of_vae_and_iwae_at_every_dataset_a
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(UserError, match=r"small: no scale with burda-table1; choose one of "):
-        call(monkeypatch, ais, "small")
-    monkeypatch.chdir(ROOT)
-    found = [(cohort.dataset, run.layers, run.objective, run.T, run.seed) for cohort, run in ais.pairs_of("paper")]
+        call(monkeypatch, ais, project, "small")
+    pairs = ais.pairs_of("paper", Paths(ROOT))
+    found = [(cohort.dataset, run.layers, run.objective, run.T, run.seed) for cohort, run in pairs]
     expected = {
         (dataset, layers, name, k, 0)
         for dataset in ("mnist", "omniglot")
@@ -101,23 +104,24 @@ def test_second_opinions_of_a_scale_are_those_of_vae_and_iwae_at_every_dataset_a
 def test_a_second_opinion_is_not_asked_twice(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cohort, run = ais.chosen(COHORT, RUN)
-    monkeypatch.setattr(ais, "pairs_of", lambda scale: [(cohort, run), (cohort, replace(run, name="vae-M1-K1-s0"))])
+    cohort, run = ais.chosen(COHORT, RUN, Paths(project))
+    pairs = [(cohort, run), (cohort, replace(run, name="vae-M1-K1-s0"))]
+    monkeypatch.setattr(ais, "pairs_of", lambda scale, paths: pairs)
     asked = ("small", "--images", "3", "--steps", "4", "--chains", "2")
-    call(monkeypatch, ais, *asked)
+    call(monkeypatch, ais, project, *asked)
     assert "vae-M1-K1-s0: not trained yet; left out" in capsys.readouterr().out
-    call(monkeypatch, ais, *asked)
+    call(monkeypatch, ais, project, *asked)
     assert f"{COHORT}/{RUN}: done before -> " in capsys.readouterr().out
-    call(monkeypatch, ais, *asked[:-1], "3")
+    call(monkeypatch, ais, project, *asked[:-1], "3")
     assert "done before" not in capsys.readouterr().out
 
 
 def test_second_opinion_refuses_what_it_cannot_check(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="has no run 'vae'; choose one of iwae-M1-K5-s0"):
-        call(monkeypatch, ais, COHORT, "vae")
+        call(monkeypatch, ais, project, COHORT, "vae")
     with pytest.raises(SystemExit):
-        call(monkeypatch, ais, COHORT, RUN, "--chains", "1")
+        call(monkeypatch, ais, project, COHORT, RUN, "--chains", "1")
     path = project / "runs" / COHORT / "training" / RUN / RUN_JSON
     write_sealed_json(path, read_sealed_json(path) | {"status": "diverged at step 3"})
     with pytest.raises(UserError, match=f"{COHORT}/{RUN} diverged at step 3"):
-        call(monkeypatch, ais, COHORT, RUN)
+        call(monkeypatch, ais, project, COHORT, RUN)

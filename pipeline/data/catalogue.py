@@ -12,6 +12,10 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import UserError
 
+SIDE = 28
+"""Pixels of an image's side; all datasets share it."""
+PIXELS = SIDE * SIDE
+
 
 @dataclass(frozen=True)
 class Form:

@@ -15,18 +15,45 @@ from __future__ import annotations
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.catalogue import PIXELS
 from pipeline.errors import UserError
 from pipeline.files import content_of, read_object, sha256_file
 
-PIXELS = 784
 TRAIN_IMAGES, TEST_IMAGES, TEST_BITS = "train_images", "test_images", "test_bits"
 TRAIN_LABELS, TEST_LABELS = "train_labels", "test_labels"
 INFO = "dataset.json"
+
+
+class Counts(TypedDict):
+    """Images of a dataset."""
+
+    train_images: int
+    test_images: int
+
+
+class DatasetFacts(TypedDict):
+    """The content of dataset.json."""
+
+    name: str
+    title: str
+    variant: str
+    """Which set of raw files it was made of (`pipeline.data.catalogue.Variant`)."""
+    fixed: bool
+    counts: Counts
+    train_images_burda: int
+    test_binarization_seed: int | None
+    """None where the binarization is part of the data."""
+    sha256: dict[str, str]
+    """By file."""
+    digest: str
+    """Of these, but for the training labels."""
+    sources: dict[str, Any]
+    """The content of source.json: where the raw files came from."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +69,7 @@ class Dataset:
     test_labels: NDArray[np.uint8] | None = field(repr=False)
     digest: str
     """Equal digests, equal arrays; where the raw files came from does not enter, nor do the training labels."""
-    info: dict[str, Any] = field(repr=False)
-    """The whole of dataset.json."""
+    info: DatasetFacts = field(repr=False)
 
 
 def load_dataset(folder: Path) -> Dataset:
@@ -65,7 +91,7 @@ def load_dataset(folder: Path) -> Dataset:
         train_labels=_open(folder / f"{TRAIN_LABELS}.npy", (train,), remedy) if TRAIN_LABELS in labelled else None,
         test_labels=_open(folder / f"{TEST_LABELS}.npy", (test,), remedy) if TEST_LABELS in labelled else None,
         digest=digest,
-        info=info,
+        info=cast(DatasetFacts, info),
     )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.io
 from numpy.typing import NDArray
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.errors import UserError
 from pipeline.files import disk_error
 

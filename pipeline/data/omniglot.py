@@ -15,13 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipeline.data.catalogue import DATASETS
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import DATASETS, PIXELS, SIDE
 from pipeline.data.formats import corrupt, read_mat
 from pipeline.errors import UserError
 
 PARTS = ("images_background", "images_evaluation")
-SOURCE_SIDE, SIDE = 105, 28
+SOURCE_SIDE = 105
 
 # In the order of the original, whose names for the scripts differ from those of the public release.
 ALPHABETS = (

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.data.catalogue import dataset_info
+from pipeline.data.catalogue import PIXELS, SIDE, dataset_info
 from pipeline.data.datasets import (
     INFO,
-    PIXELS,
     TEST_BITS,
     TEST_IMAGES,
     TEST_LABELS,
     TRAIN_IMAGES,
     TRAIN_LABELS,
+    DatasetFacts,
 )
 from pipeline.data.formats import corrupt, read_binarized_text, read_idx, read_mat
-from pipeline.data.omniglot import SIDE, read_chardata, rebuild
+from pipeline.data.omniglot import read_chardata, rebuild
 from pipeline.data.sources import SOURCES_FILE
 from pipeline.files import atomic_path, content_of, read_object, sha256_file, write_json
 
@@ -89,7 +89,7 @@ def draw_bits(images: NDArray[np.uint8], seed: int) -> NDArray[np.uint8]:
     return (uniform < images / 255).astype(np.uint8)
 
 
-def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
+def binarize(name: str, raw: Path, folder: Path, seed: int) -> DatasetFacts:
     """Turn `data/raw/<name>` into `data/binarized/<name>` and return its dataset.json, which is written last.
 
     Raises: UserError when a raw file is missing or corrupt, or holds another number of images than is published.
@@ -117,7 +117,7 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> dict[str, Any]:
     sha256 = {f"{key}.npy": _save(folder / f"{key}.npy", array) for key, array in arrays.items()}
     # No model is trained on labels, so what they are does not name a run.
     named = [sha256[key] for key in sorted(sha256) if key != f"{TRAIN_LABELS}.npy"]
-    value = {
+    value: DatasetFacts = {
         "name": name,
         "title": info.title,
         "variant": source["variant"],

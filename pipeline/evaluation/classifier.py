@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.datasets import PIXELS, Dataset
+from pipeline.data.catalogue import PIXELS
+from pipeline.data.datasets import Dataset
 from pipeline.draws.streams import Stream
 from pipeline.errors import UserError
 from pipeline.files import MALFORMED, set_aside

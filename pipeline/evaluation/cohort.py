@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,7 @@ from pipeline.evaluation.evaluate import (
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec
 from pipeline.files import set_aside
+from pipeline.records.facts import EvaluationFacts
 from pipeline.records.results import WAYPOINT_ARRAYS, RunResult, Waypoint
 from pipeline.records.run_folder import (
     HISTORY,
@@ -251,6 +252,11 @@ def read_history(path: Path) -> dict[str, NDArray[Any]]:
     return {f"history/{name}": table[:, i] for i, name in enumerate(HISTORY_COLUMNS)}
 
 
+def _evaluation_facts(run: Finished, content: Mapping[str, Any]) -> EvaluationFacts:
+    """`content`: of the evaluation's JSON; empty for a run that diverged."""
+    return cast(EvaluationFacts, {**content.get("evaluation", {}), "digest": run.evaluation_digest})
+
+
 def waypoint_of(run: Finished) -> Waypoint:
     """The summary of an evaluated waypoint."""
     content, arrays = ({}, {}) if run.diverged else read_evaluation(run.target)
@@ -258,7 +264,7 @@ def waypoint_of(run: Finished) -> Waypoint:
         steps=run.spec.total_steps,
         epochs=run.spec.epochs,
         status=run.content["status"],
-        evaluation={**content.get("evaluation", {}), "digest": run.evaluation_digest},
+        evaluation=_evaluation_facts(run, content),
         metrics=content.get("metrics", {}),
         arrays={name: arrays[name] for name in WAYPOINT_ARRAYS if name in arrays},
     )
@@ -284,7 +290,7 @@ def result_of(cohort: CohortSpec, run: Finished, earlier: Sequence[Finished] = (
         digest=run.content["digest"],
         status=run.content["status"],
         training=read_run(made)["training"],
-        evaluation={**content.get("evaluation", {}), "digest": run.evaluation_digest},
+        evaluation=_evaluation_facts(run, content),
         metrics=content.get("metrics", {}),
         arrays=read_history(made / HISTORY) | arrays,
         waypoints=tuple(waypoint_of(waypoint) for waypoint in earlier),

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
 from pipeline.files import atomic_path, disk_error, sha256_file
 from pipeline.models.networks import Parameters
+from pipeline.records.facts import EvaluationFacts
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
 from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
@@ -92,8 +93,7 @@ class Evaluation:
     """The run's digest."""
     steps: int
     measured: Measured
-    how: dict[str, Any]
-    """Time, device, versions and the evaluation's spec."""
+    how: EvaluationFacts
 
 
 def evaluate_weights(
@@ -341,7 +341,7 @@ def evaluate_run(
         "torch": torch.__version__,
         **asdict(replace(spec, earlier=None)),
     }
-    return Evaluation(content["digest"], content["steps"], measured, how)
+    return Evaluation(content["digest"], content["steps"], measured, cast(EvaluationFacts, how))
 
 
 def save_evaluation(target: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:

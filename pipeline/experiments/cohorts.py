@@ -1,4 +1,4 @@
-"""The resolved cohorts that `python -m pipeline.experiments` wrote, and the project's folders.
+"""The resolved cohorts that `python -m pipeline.experiments` wrote.
 
 Needs no package beyond the standard library, so that a bare machine reads what DVC reads.
 
@@ -13,26 +13,23 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.experiments.names import CohortKey
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import content_of, read_object
+from pipeline.paths import HERE
 
-COHORTS = Path("cohorts")
-RUNS = Path("runs")
-REPORTS = Path("reports")
+COHORTS = HERE.cohorts
 INDEX = "index.json"
 WRITE_COHORTS = "run `python -m pipeline.experiments`, which writes it from params.yaml"
 
 
 def binarized(dataset: str) -> Path:
-    """Where the binarize stage puts a dataset."""
-    return Path("data/binarized") / dataset
+    """Where the binarize stage puts a dataset, of the project in the current folder."""
+    return HERE.binarized(dataset)
 
 
 def results_folder(key: str) -> Path:
-    """Where the summaries of a cohort lie: `reports/<scale>/results/<name>`."""
-    cohort = CohortKey.of(key)
-    return REPORTS / cohort.scale / "results" / cohort.name
+    """Where the summaries of a cohort lie, of the project in the current folder."""
+    return HERE.cohort_results(key)
 
 
 def load_index(folder: Path) -> dict[str, Any]:

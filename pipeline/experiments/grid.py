@@ -19,15 +19,15 @@ from typing import Any
 
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, INDEX, load_cohorts, load_index
-from pipeline.experiments.names import CellName
+from pipeline.experiments.cohorts import INDEX, load_cohorts, load_index
+from pipeline.experiments.names import CellName, ProtocolName
 from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
 from pipeline.files import read_json, write_json
+from pipeline.paths import HERE
 
-PARAMS = Path("params.yaml")
 LONGEST_NAME = 200
 """Letters of a run's or cohort's name, which is a folder's: file systems take 255, and temporary names are longer."""
 LATENT = {1: (50,), 2: (100, 50)}
@@ -84,9 +84,8 @@ def _protocol(where: str, name: str, choice: str | Changes) -> tuple[str, Protoc
         protocol = with_changes(PROTOCOLS[name], choice)
     except ValueError as error:
         raise UserError(f"{where}.protocol: under {name}, {error}") from error
-    texts = {field: str(value).lower() for field, value in choice.items()}
-    called = ", ".join([name, *(f"{field} = {text}" for field, text in texts.items())])
-    return called, protocol, "".join(f"-{field}-{text}".replace("_", "-") for field, text in texts.items())
+    called = ProtocolName.switched(name, choice)
+    return str(called), protocol, called.in_run_name
 
 
 @dataclass(frozen=True)
@@ -134,7 +133,7 @@ def _crossed(scale: Scale, part: Part, points: list[_Point]) -> Iterator[Crossed
             yield seeds, dataset, layers, point, seed
 
 
-def build_cohorts(params: Params, source: Path = PARAMS) -> dict[str, CohortSpec]:
+def build_cohorts(params: Params, source: Path = HERE.params) -> dict[str, CohortSpec]:
     """All cohorts by key (`quick/burda-table1-mnist-1L-T50`), in the order of the file.
 
     Raises: UserError naming the key of params.yaml at fault.
@@ -284,7 +283,7 @@ def _index_digest(value: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_cohorts(params: Params, folder: Path, source: Path = PARAMS) -> int:
+def write_cohorts(params: Params, folder: Path, source: Path = HERE.params) -> int:
     """Write `folder` anew where it differs; returns how many files changed. `source`: the file, for messages."""
     cohorts = build_cohorts(params, source)
     wanted = {folder / f"{key}.json": cohort.to_json() for key, cohort in cohorts.items()}
@@ -306,24 +305,24 @@ def _differs(path: Path, value: Any) -> bool:
         return True  # Missing or damaged: it is written anew.
 
 
-def check_in_step(params: Params, folder: Path) -> None:
-    """Raises: UserError when `folder` was not written from these parameters."""
+def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> None:
+    """Raises: UserError when `folder` was not written from these parameters. `source`: their file, for messages."""
     remedy = "run `python -m pipeline.experiments`, then dvc repro again"
     found = load_index(folder) if (folder / INDEX).exists() else {}
     if found.get("params_digest") != params.digest() or found.get("index_digest") != _index_digest(found):
-        raise UserError(f"{folder}/ is out of step with {PARAMS}: {remedy}")
+        raise UserError(f"{folder}/ is out of step with {source}: {remedy}")
     cohorts = load_cohorts(folder)
     for key in cohorts.keys() | found["cohort_digests"].keys():
         if key not in cohorts or cohorts[key].digest() != found["cohort_digests"].get(key):
-            raise UserError(f"{folder / key}.json is not what {PARAMS} gives: {remedy}")
+            raise UserError(f"{folder / key}.json is not what {source} gives: {remedy}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments", description="Write cohorts/ from params.yaml."
     )
-    parser.add_argument("--params", type=Path, default=PARAMS, help="a parameter file (params.yaml)")
-    parser.add_argument("--cohorts", type=Path, default=COHORTS, help="where to write (cohorts)")
+    parser.add_argument("--params", type=Path, default=HERE.params, help="a parameter file (params.yaml)")
+    parser.add_argument("--cohorts", type=Path, default=HERE.cohorts, help="where to write (cohorts)")
     arguments = parser.parse_args()
     params = load_params(arguments.params)
     if params.device == "cuda":

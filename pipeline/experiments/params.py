@@ -22,6 +22,7 @@ from pydantic import (
 
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
+from pipeline.experiments.choices import Device, Engine
 from pipeline.experiments.protocol import PROTOCOLS, check_changes
 from pipeline.experiments.schedule import STAGES
 from pipeline.experiments.spec import EvaluationSpec, ToySpec
@@ -244,9 +245,9 @@ class Data(_Model):
 
 class Params(_Model):
     algorithm_version: Positive
-    device: Literal["auto", "cpu", "cuda"]
+    device: Device
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]
-    engine: Literal["auto", "fused", "compiled", "graph", "plain"]
+    engine: Engine
     checkpoint_seconds: Annotated[float, Field(gt=0, le=10**6)]
     data: Data
     experiments: dict[Name, Experiment]

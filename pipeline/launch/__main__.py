@@ -6,7 +6,7 @@
     python -m pipeline.launch run --to-epoch 40                    all of them so far before one goes deeper
     python -m pipeline.launch run --idle                           for days, on a machine that others use too
     python -m pipeline.launch run --ray                            all of them at once, on Ray (docs/scale-out.md)
-    python -m pipeline.launch measure                              how fast this machine trains each kind of stack
+    python -m pipeline.launch measure                              how fast this machine trains each kind of run
     python -m pipeline.launch simulate 1 4 32                      how long so many such machines would take
     python -m pipeline.launch pack runs.tar                        runs and checkpoints, to carry to another machine
     python -m pipeline.launch unpack runs.tar                      verify them there and put them into its store
@@ -26,21 +26,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohorts, load_evaluation, load_order
+from pipeline.experiments.choices import AUTO, DEVICES, ENGINES
+from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_order
 from pipeline.files import disk_error, read_object
+from pipeline.paths import Paths
 from pipeline.records.provenance import LAUNCHER
 
-ENGINES = ("auto", "fused", "compiled", "graph", "plain")
 
-
-def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
     shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
-    shared.add_argument("--cohorts", type=Path, default=COHORTS, help="the folder of resolved cohorts (cohorts)")
-    shared.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    shared.add_argument("--cohorts", type=Path, default=paths.cohorts, help="the folder of resolved cohorts (cohorts)")
+    shared.add_argument("--device", choices=DEVICES, default=AUTO)
     shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
-    shared.add_argument("--engine", choices=ENGINES, default="auto", help="how a GPU runs updates (auto)")
+    shared.add_argument("--engine", choices=ENGINES, default=AUTO, help="how a GPU runs updates (auto)")
     shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
@@ -66,7 +66,7 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
     )
     working.add_argument("--dry-run", action="store_true", help="print the plan alone, as status does")
     commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
-    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of stack on this machine")
+    commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of run on this machine")
     simulating = commands.add_parser("simulate", parents=[shared], help="how long so many devices would take")
     simulating.add_argument("devices", type=int, nargs="+")
     simulating.add_argument("--machine", metavar="NAME", help="at speeds of that machine in the store (this one)")
@@ -81,6 +81,8 @@ def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
         parser.error("simulate needs at least 1 device")
     if min(getattr(arguments, "to_epoch", None) or [1]) < 1:
         parser.error("--to-epoch must be at least 1")
+    if getattr(arguments, "ray", None) and arguments.workers is not None:
+        parser.error("--workers: with --ray a run takes one core, and a cohort one GPU")
     if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
         parser.error("--minutes must be above 0")
     return arguments
@@ -99,15 +101,17 @@ def _speeds(path: Path) -> dict[str, float]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    start = time.monotonic()
-    arguments = _arguments(words)
+    start, paths = time.monotonic(), Paths()
+    arguments = _arguments(words, paths)
     # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
+    import torch
+
     from pipeline.launch import cores
     from pipeline.launch.archive import pack, unpack
     from pipeline.launch.launcher import Project, check_epochs, choose, describe, record, run, say
-    from pipeline.launch.measure import measure_shapes
+    from pipeline.launch.measure import measure_shapes, time_kinds
     from pipeline.launch.placement import at_speeds, describe_scaling
-    from pipeline.launch.plan import AT_END, machine_name, remembered
+    from pipeline.launch.plan import AT_END, machine_name, remembered, single_runs
     from pipeline.records.store import store_folder
     from pipeline.work.machine import this_machine
     from pipeline.work.priority import yield_to_others
@@ -119,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> int:
         cohorts=cohorts,
         evaluations={key: load_evaluation(arguments.cohorts, cohort) for key, cohort in cohorts.items()},
         chosen=tuple(chosen),
-        store=store_folder(),
+        store=store_folder(paths),
         machine=this_machine(
             "cpu" if on_ray else arguments.device,
             arguments.workers or "auto",
@@ -128,26 +132,36 @@ def main(words: Sequence[str] | None = None) -> int:
             "--device cuda",
         ),
         again=arguments.again,
+        paths=paths,
     )
     if arguments.command == "pack":
-        print(pack(arguments.file, project.chosen, project.cohorts, project.store))
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths))
         return 0
     if arguments.command == "unpack":
         print(unpack(arguments.file, project.store))
         record(project)
         return 0
     if arguments.command == "measure":
-        for line in measure_shapes(project.chosen, project.machine, project.store):
-            print(line, flush=True)
+        if project.machine.device.type == "cpu":
+            jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
+            time_kinds(jobs, jobs, project.store, again=True, tell=say, paths=paths)
+            return 0
+        for line in measure_shapes(project.chosen, project.machine, project.store, paths):
+            say(line)
         return 0
     if arguments.command == "simulate":
         given = _speeds(arguments.speeds) if arguments.speeds else {}
         machine = replace(project.machine, name=arguments.machine)
         on_gpu = not machine_name(machine).startswith("cpu")
-        plan = [item for item in replace(project, machine=machine).standings() if item.need not in AT_END]
+        units = project.chosen if on_gpu else single_runs(project.chosen)
+        # Speeds of a GPU are asked for on machines that have none.
+        machine = replace(machine, device=torch.device("cuda" if on_gpu else "cpu"), workers=1)
+        asked = replace(project, machine=machine, chosen=units)
+        plan = [item for item in asked.standings() if item.need not in AT_END]
 
         def rate(shape: str) -> float | None:
-            return given.get(shape) or remembered(project.store, machine, f"train {shape}")
+            known = remembered(project.store, machine, f"train {shape}") if on_gpu else None
+            return given.get(shape) or known
 
         print(describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu))
         return 0
@@ -156,9 +170,10 @@ def main(words: Sequence[str] | None = None) -> int:
     if on_ray:
         from pipeline.launch import cluster
 
-        return cluster.run(project, on_ray, arguments.device, arguments.workers, seconds, arguments.dry_run)
+        check_epochs(project, arguments.to_epoch)
+        return cluster.run(project, on_ray, arguments.device, seconds, arguments.to_epoch, arguments.dry_run)
     if arguments.command == "status" or arguments.dry_run:
-        print(describe(project.standings(), project.machine))
+        print(describe(project.standings(), project.machine, paths))
         return 0
     check_epochs(project, arguments.to_epoch)
     if arguments.idle:

@@ -18,16 +18,16 @@ import json
 import tarfile
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
+from pipeline.paths import HERE, Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,
@@ -41,7 +41,7 @@ from pipeline.records.run_folder import (
     verify_waypoint,
     waypoint_name,
 )
-from pipeline.records.store import cohort_lock, lock_seconds, stored_jobs
+from pipeline.records.store import Marks, cohort_lock, depths, lock_seconds, stored_jobs
 from pipeline.work.locks import locked
 
 MANIFEST, PACE, UNPACKING = "manifest.json", "pace", ".unpacking"
@@ -49,24 +49,27 @@ BUSY_SECONDS = 2.0
 TRIES, TRY_SECONDS = 100, 0.05
 
 
-def pack(target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path) -> str:
+def pack(
+    target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path, paths: Paths
+) -> str:
     """Write what the store holds of the chosen cohorts into `target`; returns a sentence that says what it was.
 
     Raises: UserError when there is nothing, or another process still works on one of the cohorts.
     """
+    marks = depths(cohorts)
     with ExitStack() as locks:
         jobs: dict[str, dict[str, Any]] = {}
         for cohort in chosen:
-            if not binarized(cohort.dataset).exists():
+            if not paths.binarized(cohort.dataset).exists():
                 continue
-            own = carried_jobs(cohort, cohorts, store)
+            own = carried_jobs(cohort, cohorts, store, marks, paths)
             if own:
                 locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
             jobs |= own
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         with atomic_path(target) as temporary, temporary.open("wb") as stream:
-            write_archive(stream, jobs, store)
+            write_archive(stream, jobs, store, paths=paths)
     finished = sum(_is_finished(store / own, job) for own, job in jobs.items())
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
@@ -78,11 +81,17 @@ def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
     return is_whole(folder / waypoint_name(RunSpec.from_json(job["spec"]).total_steps))
 
 
-def carried_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path) -> dict[str, dict[str, Any]]:
-    """By digest, what the manifest says of each run of a cohort that the store holds a state of."""
-    data_digest = load_dataset(binarized(cohort.dataset)).digest
+def carried_jobs(
+    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths = HERE
+) -> dict[str, dict[str, Any]]:
+    """By digest, what the manifest says of each run of a cohort that the store holds a state of.
+
+    `marks`: of `depths(cohorts)`.
+    """
+    data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
     # What a GPU trained as well as what a CPU did.
-    jobs = [job for device in ("cuda", "cpu") for job in stored_jobs(cohort, cohorts, data_digest, store, device)]
+    devices = ("cuda", "cpu")
+    jobs = [job for device in devices for job in stored_jobs(cohort, cohorts, data_digest, store, device, marks)]
     return {
         job.digest: {
             "cell": f"{cohort.key}/{job.spec.name}",
@@ -95,8 +104,17 @@ def carried_jobs(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: P
     }
 
 
-def write_archive(stream: IO[bytes], jobs: Mapping[str, dict[str, Any]], store: Path) -> None:
-    """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them."""
+def write_archive(
+    stream: IO[bytes],
+    jobs: Mapping[str, dict[str, Any]],
+    store: Path,
+    without: Collection[Path] = (),
+    paths: Paths = HERE,
+) -> None:
+    """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them.
+
+    `without`: waypoints to be left out, since whoever unpacks it has them.
+    """
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="w") as archive:
 
@@ -105,13 +123,16 @@ def write_archive(stream: IO[bytes], jobs: Mapping[str, dict[str, Any]], store: 
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
 
-        contents = [run_files(store / own).items() for own in jobs]
+        contents = [
+            {path: content for path, content in run_files(store / own).items() if path.parent not in without}.items()
+            for own in jobs
+        ]
         contents.append({path: path.read_bytes() for path in sorted((store / PACE).glob("*.json"))}.items())
         for path, content in itertools.chain(*contents):
             name = path.relative_to(store).as_posix()
             sums[name] = hashlib.sha256(content).hexdigest()
             add(name, content)
-        manifest = {"revision": code_revision(), "jobs": jobs, "files": sums}
+        manifest = {"revision": code_revision(paths.root), "jobs": jobs, "files": sums}
         add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 
@@ -240,9 +261,16 @@ def _without_damaged_states(folder: Path, own: str) -> list[str]:
     return told
 
 
+def _is_state(path: Path) -> bool:
+    return path.name.startswith((WAYPOINT, "checkpoint"))
+
+
 def _register(arrived: Path, folder: Path, job: Mapping[str, Any]) -> str:
     """Move one run's files into its folder; returns what became of them."""
-    if not arrived.exists() or not any(path.name.startswith((WAYPOINT, "checkpoint")) for path in arrived.iterdir()):
+    if not arrived.exists():
+        return "kept"
+    # Evaluations of waypoints that came before may come alone; without any state a run is none.
+    if not stored_waypoints(folder) and not any(_is_state(path) for path in arrived.iterdir()):
         return "kept"
     was_finished = _is_finished(folder, job)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,14 @@
-"""The unfinished cohorts of a scale as tasks on a Ray cluster: many GPUs, many machines, one store (docs/scale-out.md).
+"""The unfinished work of a scale as tasks on a Ray cluster: many cores or GPUs, many machines, one store
+(docs/scale-out.md).
 
     driver       in the project's folder, on a node of the cluster: plans, places, retries, writes results
     home         an actor beside it, the one writer of the store: takes what tasks send
-    task         a cohort in a folder of its own, on any node: trains and evaluates as the launcher does
+    task         a unit in a folder of its own, on any node: trains and evaluates as the launcher does
 
-A task gets the cohort, its data and its checkpoint through Ray's object store, and sends finished runs, evaluations and
-checkpoints home as the verified archives of `pipeline.launch.archive`. No path is shared, and nothing is taken twice:
-a run's digest names its result, and home keeps the state that is further.
+A unit is what a device takes at once: a single run on a core, a cohort's stacks on a GPU. A task gets its unit, the
+data and the state that the store holds through Ray's object store, and sends home each waypoint, evaluation and
+checkpoint as the verified archives of `pipeline.launch.archive`. No path is shared, and nothing is taken twice: a run's
+digest names its result, and home keeps the state that is further.
 
 Workers need torch, numpy, safetensors and Ray.
 """
@@ -14,14 +16,12 @@ Workers need torch, numpy, safetensors and Ray.
 from __future__ import annotations
 
 import io
-import os
-import socket
 import sys
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,9 +30,10 @@ import torch
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized, results_folder
+from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.archive import carried_jobs, write_archive
+from pipeline.launch.cluster_nodes import Node, Resources, connected, nodes_of, pinned
 from pipeline.launch.cluster_task import (
     COPIES,
     DONE_HERE,
@@ -42,157 +43,46 @@ from pipeline.launch.cluster_task import (
     Home,
     Order,
     Report,
-    cohort_task,
     measure_task,
-    need_ray,
-    other_version,
     project_version,
     readers_in,
+    unit_task,
 )
-from pipeline.launch.launcher import Project, describe, say
-from pipeline.launch.measure import keep, kept
+from pipeline.launch.launcher import Project, cut, describe, end, record_cohort, say
+from pipeline.launch.measure import keep, kept, time_kinds
 from pipeline.launch.placement import chain, cohorts_a_gpu, estimates, simulate, tails, works
-from pipeline.launch.plan import AT_END, BLOCKED, RUNNABLE, WAITS, Standing, shape_of, standing
+from pipeline.launch.plan import (
+    AT_END,
+    BLOCKED,
+    RECORDED,
+    RUNNABLE,
+    TRAIN,
+    WAITS,
+    Standing,
+    shape_of,
+    single_runs,
+    standing,
+    unit_name,
+)
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.run_folder import Job
-from pipeline.records.store import Busy, cohort_lock, stored_jobs
+from pipeline.records.store import Busy, cohort_lock, continued_run
+from pipeline.training.train import run_lock
 from pipeline.work import interruption
-from pipeline.work.cohort import diverged, write_standing
+from pipeline.work.cohort import diverged
 from pipeline.work.console import LINE_SECONDS, clock, counted
 
-LOCAL = "local"
-LOOPBACK = "127.0.0.1"
-LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Ray's own; 0 keeps all of Ray to the loopback address, as it does by default on those systems."""
 WAITING_TASKS = 4
-"""Tasks that Ray holds and no node has begun: few, so that the longest cohort left is always next."""
+"""Tasks that Ray holds and no node has begun: few, so that the longest unit left is always next."""
 MOST_LOSSES = 3
-"""A cohort whose worker was lost so often without a new checkpoint between is given up."""
+"""A unit whose worker was lost so often without a new checkpoint between is given up."""
+MOST_LINES = 12
+"""Tasks that are told of one by one."""
+RUN_BYTES = 2**30
+"""More than the process of a single run takes on a core, torch included."""
 STOP_SECONDS = 60.0
 POLL_SECONDS = 0.5
-CONNECT_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a task asks Ray for."""
-
-    gpus: float
-    cpus: float
-    memory: int
-    """Bytes."""
-
-    def options(self) -> dict[str, float]:
-        return {"num_gpus": self.gpus, "num_cpus": self.cpus, "memory": self.memory}
-
-    def __str__(self) -> str:
-        memory = f", {self.memory / 2**30:.1f} GiB" if self.memory else ""
-        return f"{self.gpus:.3g} GPU, {self.cpus:g} CPU{memory}"
-
-
-@dataclass(frozen=True)
-class Node:
-    """A machine of the cluster."""
-
-    name: str
-    cpus: float
-    gpus: float
-    gpu: str = ""
-    """torch's name of it."""
-    gpu_bytes: int = 0
-
-
-@contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    """A connection to the Ray cluster at `address`, or a cluster of this machine alone on loopback.
-
-    Raises: UserError when there is none.
-    """
-    if address.startswith("ray://"):
-        raise UserError("--ray: this is Ray's client; run the command on a node of the cluster, with --ray auto")
-    check_reachable(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if address.partition(":")[0] in (LOCAL, LOOPBACK, "localhost"):
-        # Read as Ray is imported; without it Ray takes the machine's outward address for the loopback one.
-        os.environ.setdefault(LOOPBACK_VARIABLE, "0")
-    ray = need_ray()
-    shared = {"log_to_driver": False, "logging_level": "error"}
-    try:
-        if address == LOCAL:
-            gpus = torch.cuda.device_count()
-            ray.init(include_dashboard=False, _node_ip_address=LOOPBACK, num_gpus=gpus, address=LOCAL, **shared)
-        else:
-            ray.init(address=address, **shared)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray {address}: no Ray cluster there ({error}); see docs/scale-out.md") from error
-    try:
-        yield ray
-    except ray.exceptions.RayError as error:
-        told = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"--ray {address}: the cluster was lost ({type(error).__name__}: {told}); what came home is in the store:"
-            " start the cluster again, then run the same command"
-        ) from error
-    finally:
-        ray.shutdown()
-
-
-def check_reachable(address: str) -> None:
-    """Raises: UserError at once where nobody listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host:
-        return
-    if not port.isdecimal():
-        raise UserError(f"--ray {address}: {port!r} is no port; give auto or HOST:PORT")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise UserError(
-            f"--ray {address}: nobody answers there ({error}); start the cluster (`ray start --head --port={port}`),"
-            " or see docs/scale-out.md"
-        ) from error
-
-
-def _pinned(node_id: str) -> Any:
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    return NodeAffinitySchedulingStrategy(node_id, soft=False)
-
-
-def _nodes(ray: Any, use_gpus: bool) -> list[Node]:
-    """The cluster's nodes, each asked what it has.
-
-    Raises: UserError naming every node with another version of this project, or without it.
-    """
-
-    def probe() -> tuple[str, str, int]:
-        # By value: it must run where the project is missing.
-        try:
-            import torch
-
-            from pipeline.launch.cluster_task import project_version
-
-            if not torch.cuda.is_available():
-                return project_version(), "", 0
-            return project_version(), torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory
-        except ImportError as error:
-            return f"none: {error}", "", 0
-
-    alive = [node for node in ray.nodes() if node["Alive"]]
-    asked = []
-    for node in alive:
-        own = 0.01 if use_gpus and node["Resources"].get("GPU") else 0
-        placed = {"num_cpus": 0, "num_gpus": own, "scheduling_strategy": _pinned(node["NodeID"])}
-        asked.append(ray.remote(probe).options(**placed).remote())
-    found, odd = [], []
-    for node, (version, gpu, gpu_bytes) in zip(alive, ray.get(asked), strict=True):
-        name, resources = node["NodeManagerHostname"], node["Resources"]
-        if version != project_version():
-            odd.append(other_version(name, version, project_version()))
-        found.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0), gpu, gpu_bytes))
-    if odd:
-        raise UserError("\n".join(odd))
-    return found
+LOOK_SECONDS = 5.0
 
 
 def _data(folder: Path) -> bytes:
@@ -204,21 +94,25 @@ def _data(folder: Path) -> bytes:
     return stream.getvalue()
 
 
-def _chain(cohort: CohortSpec, cohorts: Mapping[str, CohortSpec]) -> dict[str, CohortSpec]:
-    """A cohort and those that it continues, by key."""
-    found = {cohort.key: cohort}
-    while (key := cohort.continues) is not None:
-        cohort = found[key] = cohorts[key]
+def _with_sources(unit: CohortSpec, cohorts: Mapping[str, CohortSpec]) -> list[CohortSpec]:
+    """A unit and the runs that its runs continue, and so on, each alone in its cohort."""
+    found, runs = [unit], list(unit.runs)
+    while runs:
+        source = continued_run(runs.pop(), cohorts)
+        if source is not None:
+            found.append(replace(source[0], runs=(source[1],)))
+            runs.append(source[1])
     return found
 
 
-@dataclass
+@dataclass(frozen=True)
 class Task:
-    """A cohort that Ray works on."""
+    """A unit that Ray works on."""
 
     item: Standing
+    depth: int
+    """Which of the driver's depths it goes to."""
     reference: Any
-    locks: ExitStack
     resources: Resources
     alone: bool
 
@@ -228,182 +122,236 @@ class Driver:
     """One call of `run`."""
 
     project: Project
+    """Its chosen cohorts are units, at the depths of their scale."""
+    depths: list[Project]
+    """The same, cut to what all are taken to first, to next, ..., and last in whole."""
     ray: Any
     nodes: list[Node]
     facts: dict[str, Any]
-    workers: int
     home: Any = None
+    locks: ExitStack = field(default_factory=ExitStack)
+    locked: set[str] = field(default_factory=set)
+    """Cohorts that this driver keeps to itself until it ends."""
     tasks: dict[str, Task] = field(default_factory=dict)
-    ended: dict[str, str] = field(default_factory=dict)
-    """By cohort: what went wrong, or nothing."""
+    """By unit, as all below."""
+    reached: set[tuple[int, str]] = field(default_factory=set)
+    """Depths and units that are done."""
+    failed: dict[str, str] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
-    """Cohorts that ran out of memory and get a device of their own."""
+    """Units that ran out of memory and get a device of their own."""
     losses: Counter[str] = field(default_factory=Counter)
-    reached: dict[str, int] = field(default_factory=dict)
-    """Updates that a cohort had on disk when its worker was lost last."""
-    data: dict[str, Any] = field(default_factory=dict)
+    steps_at_loss: dict[str, int] = field(default_factory=dict)
+    """Updates that had come home when the unit's worker was lost last."""
+    recorded: dict[str, int] = field(default_factory=dict)
+    """Evaluations that had come home when the cohort's results were written last."""
+    objects: dict[str, Any] = field(default_factory=dict)
+    """References to what was put into Ray's object store once."""
 
     @property
     def on_gpu(self) -> bool:
         return self.project.machine.device.type == "cuda"
 
-    def order(self, cohort: CohortSpec) -> Order:
+    def name(self, unit: CohortSpec) -> str:
+        return unit_name(unit, self.on_gpu)
+
+    def put_once(self, name: str, content: Any) -> Any:
+        if name not in self.objects:
+            self.objects[name] = self.ray.put(content)
+        return self.objects[name]
+
+    def dataset(self, name: str) -> Any:
+        return self.objects.get(name) or self.put_once(name, _data(binarized(name)))
+
+    def order(self, unit: CohortSpec) -> Order:
         machine = self.project.machine
         return Order(
-            cohort=cohort,
-            sources=_chain(cohort, self.project.cohorts),
-            evaluation=self.project.evaluations[cohort.key],
+            name=self.name(unit),
+            unit=unit,
+            evaluation=self.project.evaluations[unit.key],
             device=machine.device.type,
-            workers=self.workers,
             checkpoint_seconds=machine.checkpoint_seconds,
             engine=machine.engine,
             facts=self.facts,
             version=project_version(),
         )
 
-    def dataset(self, name: str) -> Any:
-        """A reference to a dataset in Ray's object store, put there once."""
-        if name not in self.data:
-            self.data[name] = self.ray.put(_data(binarized(name)))
-        return self.data[name]
-
-    def resources(self, cohort: CohortSpec) -> Resources:
-        """What its task takes; a cohort that ran out of memory gets a whole device."""
-        speeds = kept(self.project.store, self.project.machine, shape_of(cohort, len(cohort.runs)), COPIES)
-        memory = 0 if speeds is None or self.on_gpu else speeds.peak_bytes * self.workers
+    def resources(self, unit: CohortSpec) -> Resources:
+        """What its task takes; one that ran out of memory gets a whole device, or the cores of a whole node."""
+        alone = self.name(unit) in self.alone
         if not self.on_gpu:
-            most = max(node.cpus for node in self.nodes)
-            return Resources(0, most if cohort.key in self.alone else min(self.workers, most), memory)
+            return Resources(0, max(node.cpus for node in self.nodes) if alone else 1, RUN_BYTES)
+        speeds = kept(self.project.store, self.project.machine, shape_of(unit, len(unit.runs)), COPIES)
         share = 1.0
-        if cohort.key not in self.alone and speeds is not None:
+        if not alone and speeds is not None:
             smallest = min(node.gpu_bytes for node in self.nodes if node.gpus)
             share = 1 / cohorts_a_gpu({1: 1.0, **speeds.together}, speeds.peak_bytes, smallest)
         return Resources(share, 1, 0)
 
-    def standing(self, cohort: CohortSpec) -> Standing:
+    def standing(self, unit: CohortSpec) -> Standing:
         own = self.project
         try:
-            return standing(cohort, own.cohorts, own.evaluations[cohort.key], own.store, own.machine, own.again)
+            spec = own.evaluations[unit.key]
+            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks)
         except UserError as error:
-            return Standing(cohort, BLOCKED, str(error))
+            return Standing(unit, BLOCKED, str(error))
 
-    def open(self) -> list[Standing]:
-        """Where the cohorts stand that no task has and that have not failed."""
-        waiting = [c for c in self.project.chosen if c.key not in self.tasks and c.key not in self.ended]
-        return [item for item in map(self.standing, waiting) if item.need not in AT_END]
+    def open(self, depth: int = -1) -> list[Standing]:
+        """Where the units stand that no task has, that have not failed and are not as deep as this; -1: in whole."""
+        depth %= len(self.depths)
+        waiting = []
+        for unit in self.depths[depth].chosen:
+            name = self.name(unit)
+            if name not in self.tasks and name not in self.failed and (depth, name) not in self.reached:
+                waiting.append(self.standing(unit))
+        self.reached |= {(depth, self.name(item.cohort)) for item in waiting if item.need in AT_END}
+        return [item for item in waiting if item.need not in AT_END]
 
     def measure(self) -> None:
-        """Time each shape that was not timed on this kind of GPU, where sharing GPUs could end the work sooner."""
+        """Time what was not timed: kinds of runs on a core of this machine, or shapes of stacks on a GPU where sharing
+        GPUs could end the work sooner."""
         items = [item for item in self.open() if item.need in (*RUNNABLE, WAITS)]
-        if not self.on_gpu or len(items) <= sum(node.gpus for node in self.nodes):
+        own = self.project
+        if not self.on_gpu:
+            every = [job for item in items for job in item.jobs]
+            time_kinds([job for job in every if not job.is_finished], every, own.store)
+            return
+        if len(items) <= sum(node.gpus for node in self.nodes):
             return
         shapes = {shape_of(item.cohort, len(item.cohort.runs)): item.cohort for item in items}
-        own = self.project
         missing = [
-            cohort
-            for shape, cohort in shapes.items()
+            unit
+            for shape, unit in shapes.items()
             if not (s := kept(own.store, own.machine, shape, COPIES)) or not s.together
         ]
         say(f"measuring {counted(len(missing), 'shape')} of stacks: alone, and {COPIES} at once on a GPU")
         timing = self.ray.remote(measure_task).options(num_gpus=1, num_cpus=1)
-        asked = {c.key: timing.remote(self.order(c), self.dataset(c.dataset)) for c in missing}
+        asked = {unit.key: timing.remote(self.order(unit), self.dataset(unit.dataset)) for unit in missing}
         for key, reference in asked.items():
             try:
                 keep(own.store, own.machine, self.ray.get(reference))
             except (UserError, self.ray.exceptions.RayError) as error:
                 say(f"warning: {key}: not measured, so it gets a GPU of its own ({error})", file=sys.stderr)
 
-    def submit(self, item: Standing) -> None:
-        """Raises: Busy when another process has the cohort; UserError when its files cannot be read."""
-        cohort, store = item.cohort, self.project.store
-        with ExitStack() as locks:
-            locks.enter_context(cohort_lock(store, cohort.key, 0.0))
-            jobs: dict[str, Any] = {}
-            for source in _chain(cohort, self.project.cohorts).values():
-                jobs |= carried_jobs(source, self.project.cohorts, store)
-            stream = io.BytesIO()
-            write_archive(stream, jobs, store)
-            resources = self.resources(cohort)
-            task = self.ray.remote(cohort_task).options(max_retries=0, name=cohort.key, **resources.options())
-            data = self.dataset(cohort.dataset)
-            self.ray.get(self.home.forget.remote(cohort.key))
-            reference = task.remote(self.order(cohort), stream.getvalue(), readers_in(store), data, self.home)
-            self.tasks[cohort.key] = Task(item, reference, locks.pop_all(), resources, cohort.key in self.alone)
+    def keep_to_itself(self, unit: CohortSpec, jobs: Sequence[Job]) -> None:
+        """Keep DVC stages and other drivers from the cohort, and see that no launcher trains one of its runs.
 
-    def jobs(self, cohort: CohortSpec) -> list[Job]:
-        digest = load_dataset(binarized(cohort.dataset)).digest
-        return stored_jobs(cohort, self.project.cohorts, digest, self.project.store, self.project.machine.device.type)
+        Raises: Busy naming the process that works on them.
+        """
+        if unit.key not in self.locked:
+            self.locks.enter_context(cohort_lock(self.project.store, unit.key, 0.0))
+            self.locked.add(unit.key)
+        for job in jobs:
+            # Home takes this lock whenever an archive arrives, so the driver cannot hold it.
+            with run_lock(job, 0.0):
+                pass
 
-    def end(self, key: str) -> None:
+    def submit(self, item: Standing, depth: int) -> None:
+        """Raises: Busy when another process works on the unit; UserError when its files cannot be read."""
+        unit, store = item.cohort, self.project.store
+        name = self.name(unit)
+        self.keep_to_itself(unit, item.jobs)
+        jobs: dict[str, Any] = {}
+        for source in _with_sources(unit, self.project.cohorts):
+            jobs |= carried_jobs(source, self.project.cohorts, store, self.project.marks)
+        stream = io.BytesIO()
+        write_archive(stream, jobs, store)
+        resources = self.resources(unit)
+        task = self.ray.remote(unit_task).options(max_retries=0, name=name, **resources.options())
+        cohorts = self.put_once("cohorts", self.project.cohorts)
+        self.ray.get(self.home.forget.remote(name))
+        seed, data = stream.getvalue(), self.dataset(unit.dataset)
+        reference = task.remote(self.order(unit), cohorts, seed, readers_in(store), data, self.home)
+        self.tasks[name] = Task(item, depth, reference, resources, name in self.alone)
+
+    def end(self, name: str) -> None:
         """Take note of how a task ended: done, to be run again, or failed."""
-        task = self.tasks.pop(key)
-        cohort, errors = task.item.cohort, self.ray.exceptions
-        with task.locks:
-            try:
-                how, what = self.ray.get(task.reference)
-            except errors.OutOfMemoryError:
-                how, what = OUT_OF_MEMORY, "Ray ended it since its node ran out of memory"
-            except errors.RayTaskError as error:
-                how, what = FAILED, str(error)
-            except errors.TaskCancelledError:
-                how, what = STOPPED, ""
-            except errors.RayError as error:
-                how, what = STOPPED, f"{type(error).__name__}: its worker or node was lost"
-            if how == DONE_HERE:
-                how, what = self.record(cohort)
-            if how == DONE_HERE:
-                self.ended[key] = ""
-            elif how == OUT_OF_MEMORY and not task.alone:
-                self.alone.add(key)
-                say(f"{key}: out of memory; it goes on alone on a device from its last checkpoint", file=sys.stderr)
-            elif how == STOPPED and not interruption.stop_requested():
-                self.lost(cohort, what or "its worker was asked to stop")
-            elif how != STOPPED:
-                self.ended[key] = what
-                say(f"error: {key}: {what}", file=sys.stderr)
+        task = self.tasks.pop(name)
+        errors = self.ray.exceptions
+        try:
+            how, what = self.ray.get(task.reference)
+        except errors.OutOfMemoryError:
+            how, what = OUT_OF_MEMORY, "Ray ended it since its node ran out of memory"
+        except errors.RayTaskError as error:
+            how, what = FAILED, str(error)
+        except errors.TaskCancelledError:
+            how, what = STOPPED, ""
+        except errors.RayError as error:
+            how, what = STOPPED, f"{type(error).__name__}: its worker or node was lost"
+        if how == DONE_HERE:
+            how, what = self.finish(task)
+        if how == OUT_OF_MEMORY and not task.alone:
+            self.alone.add(name)
+            say(f"{name}: out of memory; it goes on alone on a device from its last checkpoint", file=sys.stderr)
+        elif how == STOPPED and not interruption.stop_requested():
+            self.lost(name, task.item.cohort, what or "its worker was asked to stop")
+        elif how in (FAILED, OUT_OF_MEMORY):
+            self.fail(name, what)
 
-    def record(self, cohort: CohortSpec) -> tuple[str, str]:
-        """Write the results of a cohort that came home."""
-        own = self.project
-        item = self.standing(cohort)
+    def fail(self, name: str, what: str) -> None:
+        self.failed[name] = what
+        say(f"error: {name}: {what}", file=sys.stderr)
+
+    def finish(self, task: Task) -> tuple[str, str]:
+        """Write the results of a unit that came home."""
+        unit, store = task.item.cohort, self.project.store
+        item = self.standing(unit)
         if not item.jobs or item.evaluated < len(item.jobs):
-            return FAILED, f"its task ended, but {own.store} has not all of it; run again"
-        for line in diverged(cohort, list(item.jobs)):
+            return FAILED, f"its task ended, but {store} has not all of it; run again"
+        for line in diverged(unit, list(item.jobs)):
             say(f"warning: {line}", file=sys.stderr)
-        spec = own.evaluations[cohort.key]
-        write_standing(cohort, item.jobs, own.store, spec)
-        say(f"{cohort.key}: done -> {results_folder(cohort.key)}")
+        self.reached.add((task.depth, self.name(unit)))
+        say(f"{self.name(unit)}: done -> {record_cohort(self.project, unit.key)}")
         return DONE_HERE, ""
 
-    def lost(self, cohort: CohortSpec, what: str) -> None:
-        """Let a cohort go on from what came home, unless it was lost time after time at the same place."""
-        done = sum(job.steps_done for job in self.jobs(cohort))
-        self.losses[cohort.key] = self.losses[cohort.key] + 1 if done <= self.reached.get(cohort.key, -1) else 1
-        self.reached[cohort.key] = done
-        share = 100 * done / sum(run.total_steps for run in cohort.runs)
-        if self.losses[cohort.key] < MOST_LOSSES:
-            say(f"{cohort.key}: {what}; it goes on from the {share:.1f} % that came home", file=sys.stderr)
-            return
-        self.ended[cohort.key] = f"{what}, {MOST_LOSSES} times at {share:.1f} %"
-        say(f"error: {cohort.key}: {self.ended[cohort.key]}; given up", file=sys.stderr)
+    def record_news(self) -> None:
+        """Write the results of running cohorts of which evaluations of waypoints came home."""
+        for key in {task.item.cohort.key for task in self.tasks.values()}:
+            jobs = self.project.jobs(self.project.cohorts[key])
+            count = sum(len(list(job.folder.glob("evaluation-*.npz"))) for job in jobs)
+            if count > self.recorded.get(key, 0):
+                record_cohort(self.project, key)
+                self.recorded[key] = count
+
+    def lost(self, name: str, unit: CohortSpec, what: str) -> None:
+        """Let a unit go on from what came home, unless it was lost time after time at the same place."""
+        done = sum(job.steps_done for job in self.project.jobs(unit))
+        self.losses[name] = self.losses[name] + 1 if done <= self.steps_at_loss.get(name, -1) else 1
+        self.steps_at_loss[name] = done
+        share = 100 * done / sum(run.total_steps for run in unit.runs)
+        if self.losses[name] < MOST_LOSSES:
+            say(f"{name}: {what}; it goes on from the {share:.1f} % that came home", file=sys.stderr)
+        else:
+            self.fail(name, f"{what}, {MOST_LOSSES} times at {share:.1f} %; given up")
 
     def place(self) -> None:
-        """Give Ray the cohorts that come next, the longest chain of work first."""
-        waiting = self.open()
+        """Give Ray the units that come next: those of the first depth first, the longest chain of work first."""
         begun = self.ray.get(self.home.reports.remote())
-        room = WAITING_TASKS - sum(key not in begun for key in self.tasks)
-        seconds = estimates(waiting, self.on_gpu)
-        tail = tails(works(waiting, seconds))
-        ready = [item for item in waiting if item.need in RUNNABLE]
-        for item in sorted(ready, key=lambda item: -tail[item.cohort.key])[: max(0, room)]:
-            try:
-                self.submit(item)
-            except Busy as busy:
-                say(busy)
-                self.ended[item.cohort.key] = "another process works on it"
-            except UserError as error:
-                say(f"error: {item.cohort.key}: {error}", file=sys.stderr)
-                self.ended[item.cohort.key] = str(error)
+        room = WAITING_TASKS - sum(name not in begun for name in self.tasks)
+        for depth in range(len(self.depths)):
+            if room <= 0:
+                return
+            waiting = self.open(depth)
+            tail = tails(works(waiting, estimates(waiting, self.on_gpu), self.on_gpu))
+            ready = [item for item in waiting if item.need in RUNNABLE]
+            for item in sorted(ready, key=lambda item: -tail[self.name(item.cohort)])[:room]:
+                room -= self.placed(item, depth)
+
+    def placed(self, item: Standing, depth: int) -> bool:
+        """Whether the unit became a task; what has only results to be written is finished here."""
+        name = self.name(item.cohort)
+        try:
+            if item.need != TRAIN and item.evaluated == len(item.jobs):
+                self.keep_to_itself(item.cohort, item.jobs)
+                self.finish(Task(item, depth, None, Resources(0, 0, 0), False))
+                return False
+            self.submit(item, depth)
+            return True
+        except Busy as busy:
+            say(busy)
+            self.failed[name] = "another process works on it"
+        except UserError as error:
+            self.fail(name, str(error))
+        return False
 
     def unblocked(self) -> bool:
         """Place once more: a last archive of a lost worker may have been on its way into the store a moment ago."""
@@ -412,110 +360,118 @@ class Driver:
         return bool(self.tasks)
 
     def lines(self) -> list[str]:
-        """Where each running cohort stands, and the whole."""
+        """Where each running unit stands, and the whole."""
         reports: dict[str, Report] = self.ray.get(self.home.reports.remote())
-        lines = []
-        for key, task in self.tasks.items():
-            total, report = task.item.total_steps, reports.get(key)
-            if report is None:
-                lines.append(f"{key}: waits for a node with {task.resources}")
-                continue
-            # A run that was finished before says nothing of itself.
-            before = sum(job.spec.total_steps for job in task.item.jobs if job.is_finished)
-            steps = min(total, before + report.steps)
-            left = (
-                f"{report.rate:,.0f}/s, {clock((total - steps) / report.rate)} left" if report.rate else "not timed yet"
-            )
-            if steps == total:
-                done = task.item.evaluated + report.evaluated
-                left = f"{done} of {len(task.item.cohort.runs)} runs evaluated"
-            lines.append(f"{key}: {steps:,} of {total:,} updates, {left} (on {report.node})")
+        lines = [self.line(name, task, reports.get(name)) for name, task in self.tasks.items()]
+        if len(lines) > MOST_LINES:
+            lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more"]
         waiting = [item for item in self.open() if item.need in (*RUNNABLE, WAITS)]
-        done = sum(self.ended.get(cohort.key) == "" for cohort in self.project.chosen)
-        counts = f"{counted(done, 'cohort')} done in this call, {len(self.tasks)} running, {len(waiting)} to come"
+        last = len(self.depths) - 1
+        done = sum(depth == last for depth, _ in self.reached)
+        unit = "cohort" if self.on_gpu else "run"
+        counts = f"{counted(done, unit)} of {len(self.project.chosen)} done, {len(self.tasks)} running"
         whole = self.time_left(waiting, reports)
-        lines.append(f"total: {counts}, {'not timed yet' if whole is None else f'about {clock(whole)} left'}")
+        lines.append(
+            f"total: {counts}, {len(waiting)} to come,"
+            f" {'not timed yet' if whole is None else f'about {clock(whole)} left'}"
+        )
         return lines
+
+    def line(self, name: str, task: Task, report: Report | None) -> str:
+        if report is None:
+            return f"{name}: waits for a node with {task.resources}"
+        if report.doing:
+            return f"{name}: {report.doing} (on {report.node})"
+        total = task.item.total_steps
+        # A run that was finished before says nothing of itself.
+        before = sum(job.spec.total_steps for job in task.item.jobs if job.is_finished)
+        steps = min(total, before + report.steps)
+        left = f"{report.rate:,.0f}/s, {clock((total - steps) / report.rate)} left" if report.rate else "not timed yet"
+        return f"{name}: {steps:,} of {total:,} updates, {left} (on {report.node})"
 
     def time_left(self, waiting: list[Standing], reports: Mapping[str, Report]) -> float | None:
         """Seconds until all is done, at the speeds of those that run and those in the store; None without any."""
         plan, shares = list(waiting), {}
-        for key, task in self.tasks.items():
-            item, report = task.item, reports.get(key)
+        for name, task in self.tasks.items():
+            item, report = task.item, reports.get(name)
             to_train = item.total_steps - sum(item.steps)
             if report is not None and report.rate and to_train:
                 item = replace(item, training_left=to_train / report.rate)
                 unfinished = sum(step for step, job in zip(item.steps, item.jobs, strict=True) if not job.is_finished)
-                shares[key] = max(0.0, 1 - (report.steps - unfinished) / to_train)
+                shares[name] = max(0.0, 1 - (report.steps - unfinished) / to_train)
             plan.append(item)
         seconds = estimates(plan, self.on_gpu)
         if not any(estimate.measured for estimate in seconds.values()):
             return None
-        for key, share in shares.items():
-            seconds[key] = replace(seconds[key], seconds=seconds[key].seconds * share)
-        return simulate(works(plan, seconds), self.devices).seconds
+        for name, share in shares.items():
+            seconds[name] = replace(seconds[name], seconds=seconds[name].seconds * share)
+        return simulate(works(plan, seconds, self.on_gpu), self.devices).seconds
 
     @property
     def devices(self) -> int:
-        """How many cohorts train at once where each has a device."""
-        return max(1, int(sum(node.gpus if self.on_gpu else node.cpus // self.workers for node in self.nodes)))
+        """How many units train at once where each has a device."""
+        return max(1, int(sum(node.gpus if self.on_gpu else node.cpus for node in self.nodes)))
 
     def work(self) -> None:
         """Until everything is done or failed, or a stop is asked for."""
         here = self.ray.get_runtime_context().get_node_id()
         actor = self.ray.remote(Home).options(
-            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=_pinned(here)
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=pinned(here)
         )
         self.home = actor.remote(self.project.store.resolve())
         self.measure()
-        self.place()
-        told = looked = time.monotonic()
-        while (self.tasks or self.unblocked()) and not interruption.stop_requested():
-            by_reference = {task.reference: key for key, task in self.tasks.items()}
-            ready, _ = self.ray.wait(list(by_reference), timeout=POLL_SECONDS)
-            for reference in ready:
-                self.end(by_reference[reference])
-            now = time.monotonic()
-            if ready or now - looked > 10 * POLL_SECONDS:
-                self.place()
-                looked = now
-            if now - told > LINE_SECONDS:
-                say("\n".join(self.lines()))
-                told = now
-        self.stop()
+        with self.locks:
+            self.place()
+            told = looked = time.monotonic()
+            while (self.tasks or self.unblocked()) and not interruption.stop_requested():
+                by_reference = {task.reference: name for name, task in self.tasks.items()}
+                ready, _ = self.ray.wait(list(by_reference), timeout=POLL_SECONDS)
+                for reference in ready:
+                    self.end(by_reference[reference])
+                now = time.monotonic()
+                if ready or now - looked > LOOK_SECONDS:
+                    self.place()
+                    looked = now
+                if now - told > LINE_SECONDS:
+                    say("\n".join(self.lines()))
+                    self.record_news()
+                    told = now
+            self.stop()
 
     def stop(self) -> None:
-        """Let the tasks that still run send their checkpoints home."""
+        """Let the tasks that still run send what they have home."""
         for task in self.tasks.values():
             self.ray.cancel(task.reference)
         until = time.monotonic() + STOP_SECONDS
+        self.record_news()
         while self.tasks and time.monotonic() < until:
-            by_reference = {task.reference: key for key, task in self.tasks.items()}
+            by_reference = {task.reference: name for name, task in self.tasks.items()}
             for reference in self.ray.wait(list(by_reference), timeout=POLL_SECONDS)[0]:
                 self.end(by_reference[reference])
-        for task in self.tasks.values():
-            task.locks.close()
 
 
 def describe_cluster(driver: Driver) -> str:
-    """The devices, what each cohort gets of them, and how long all takes."""
+    """The devices, what each unit gets of them, and how long all takes."""
     lines = [
         f"node {node.name}: {node.cpus:g} CPUs" + (f", {node.gpus:g} x {node.gpu}" if node.gpus else "")
         for node in driver.nodes
     ]
-    items = [item for item in driver.open() if item.need in (*RUNNABLE, WAITS)]
-    seconds = estimates(items, driver.on_gpu)
-    tail = tails(works(items, seconds))
+    items = {driver.name(item.cohort): item for item in driver.open() if item.need in (*RUNNABLE, WAITS)}
+    plan = list(items.values())
+    seconds = estimates(plan, driver.on_gpu)
+    work = {own.key: own for own in works(plan, seconds, driver.on_gpu)}
+    tail = tails(list(work.values()))
     measured = any(estimate.measured for estimate in seconds.values())
-    for item in sorted(items, key=lambda item: -tail[item.cohort.key]):
-        own = seconds[item.cohort.key]
+    for name in sorted(items, key=lambda name: -tail[name]):
+        own = seconds[name]
         how = "measured" if own.measured else "by its number of samples"
         hours = f"{own.seconds / 3600:.2f} h ({how})" if measured else "not timed yet"
-        after = f", after {item.cohort.continues}" if item.need == WAITS else ""
-        lines.append(f"{item.cohort.key}: {driver.resources(item.cohort)}, {hours}{after}")
+        after = f", after {work[name].after}" if items[name].need == WAITS else ""
+        lines.append(f"{name}: {driver.resources(items[name].cohort)}, {hours}{after}")
     if items and measured:
-        whole = simulate(works(items, seconds), driver.devices)
-        where = f"on {counted(driver.devices, 'device')}, a cohort each"
+        whole = simulate(list(work.values()), driver.devices)
+        device, unit = ("GPU", "cohort") if driver.on_gpu else ("core", "run")
+        where = f"on {counted(driver.devices, device)}, a {unit} each"
         lines.append(f"{where}: {clock(whole.seconds)}; decided by {chain(whole.critical)}")
     return "\n".join(lines)
 
@@ -524,34 +480,35 @@ def run(
     project: Project,
     address: str,
     device: str,
-    workers: int | None,
     seconds: float | None = None,
+    epochs: Sequence[int] = (),
     dry: bool = False,
 ) -> int:
     """Work on a cluster until everything chosen is done, the time is over, or a signal comes; returns the exit status.
 
-    `device`: `auto` takes GPUs where the cluster has them. `workers`: processes of a cohort on CPUs, 1 where None.
+    `device`: `auto` takes GPUs where the cluster has them. `epochs`: so far all is taken first, then so far.
 
     Raises: UserError when there is no such cluster, or one of its nodes has another version of this project.
     """
     for cohort in project.chosen:
         load_dataset(binarized(cohort.dataset))
-    with _cluster(address) as ray:
+    with connected(address) as ray:
         interruption.listen()
         gpus = sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
         if device == "cuda" and not gpus:
             raise UserError(f"--device cuda: the Ray cluster {address} has no GPU")
         use_gpus = device != "cpu" and gpus > 0
-        nodes = _nodes(ray, use_gpus)
-        own = workers or 1
-        machine = replace(project.machine, device=torch.device("cuda" if use_gpus else "cpu"), workers=own)
+        nodes = nodes_of(ray, use_gpus)
+        machine = replace(project.machine, device=torch.device("cuda" if use_gpus else "cpu"), workers=1)
         if use_gpus:
             kinds = Counter(node.gpu for node in nodes if node.gpus)
             engine = "" if machine.engine == "auto" else f", {machine.engine}"
             machine = replace(machine, name=kinds.most_common(1)[0][0] + engine)
         project = replace(project, machine=machine)
-        facts = origin(LAUNCHER)
-        driver = Driver(project, ray, nodes, facts, own)
+        standings = zip(project.chosen, project.standings(), strict=True)
+        left = tuple(cohort for cohort, item in standings if item.need != RECORDED)
+        units = replace(project, chosen=left if use_gpus else single_runs(left))
+        driver = Driver(units, [*(cut(units, own) for own in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
         if dry:
             say(describe(project.standings(), machine))
             say(describe_cluster(driver))
@@ -559,15 +516,4 @@ def run(
         if seconds is not None:
             interruption.stop_after(max(0.0, seconds - STOP_SECONDS))
         driver.work()
-    plan = project.standings()
-    say(describe(plan, project.machine))
-    blocked = [item.cohort.key for item in plan if item.need == BLOCKED]
-    failed = list(dict.fromkeys([*(key for key, what in driver.ended.items() if what), *blocked]))
-    if interruption.signalled():
-        say("stopped by a signal: checkpoints are in the store, the same command goes on from there", file=sys.stderr)
-        return 130
-    if interruption.stop_requested():
-        say("time is up: checkpoints are in the store, the same command goes on from there")
-    if failed:
-        say(f"error: {', '.join(failed)} failed (see above)", file=sys.stderr)
-    return 1 if failed else 0
+    return end(project, list(driver.failed))

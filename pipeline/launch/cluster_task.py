@@ -1,6 +1,6 @@
-"""What runs on the nodes of a Ray cluster: a task for each cohort, and the store's one writer (see `cluster`).
+"""What runs on the nodes of a Ray cluster: a task for each unit of work, and the store's one writer (see `cluster`).
 
-A task needs torch, numpy, safetensors and Ray. It gets the cohort, its data and its checkpoint as bytes, works in a
+A task needs torch, numpy, safetensors and Ray. It gets its unit, the data and the state so far as bytes, works in a
 folder of its own as the launcher does, and sends home the verified archives of `pipeline.launch.archive`.
 """
 
@@ -28,6 +28,7 @@ from pipeline.evaluation.classifier import reader_path
 from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import atomic_path
+from pipeline.launch import cores
 from pipeline.launch.archive import carried_jobs, unpack, write_archive
 from pipeline.launch.launcher import Project, work_on
 from pipeline.launch.measure import Speeds, measure, out_of_memory
@@ -38,12 +39,13 @@ from pipeline.training.train import Progress
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace
 from pipeline.work.machine import Machine, this_machine
+from pipeline.work.memory import keep_freed_memory
 from pipeline.work.workers import Stopped
 
 COPIES = (2, 4)
 """So many cohorts at once are tried on a GPU before any share one."""
 REPORT_SECONDS = 1.0
-SCRATCH = "elbo-cohort-"
+SCRATCH = "elbo-task-"
 DONE_HERE, FAILED, OUT_OF_MEMORY, STOPPED = "done", "failed", "out of memory", "stopped"
 """How a task ends."""
 
@@ -77,19 +79,19 @@ def project_version() -> str:
 class Order:
     """What a task is told of its work."""
 
-    cohort: CohortSpec
-    sources: dict[str, CohortSpec]
-    """The cohort and those that it continues, by key."""
+    name: str
+    """How driver and home call the unit: a cohort's key, or the cell of a single run."""
+    unit: CohortSpec
+    """The runs to be taken to their depths: one on a core, those of a cohort on a GPU."""
     evaluation: EvaluationSpec
     device: str
-    workers: int
     checkpoint_seconds: float
     engine: str
     facts: dict[str, Any]
     version: str
 
     def machine(self) -> Machine:
-        return this_machine(self.device, self.workers, self.checkpoint_seconds, self.engine)
+        return this_machine(self.device, 1, self.checkpoint_seconds, self.engine)
 
 
 @dataclass(frozen=True)
@@ -98,10 +100,11 @@ class Report:
 
     node: str
     steps: int
-    """Updates of all runs of the cohort."""
+    """Updates of all runs of the unit."""
     rate: float | None
     """Updates a second."""
-    evaluated: int = 0
+    doing: str = ""
+    """What it does beside updates."""
 
 
 class Home:
@@ -111,28 +114,32 @@ class Home:
         self._store = store
         self._reports: dict[str, Report] = {}
 
-    def take(self, key: str, archive: bytes, readers: dict[str, bytes]) -> None:
-        """Verify an archive of a cohort and put what it holds into the store."""
-        arrived = self._store / "arrived" / f"{key.replace('/', '-')}.tar"
+    def take(self, name: str, archive: bytes, readers: dict[str, bytes]) -> None:
+        """Verify an archive of a unit and put what it holds into the store."""
+        arrived = self._store / "arrived" / f"{name.replace('/', '-')}.tar"
         with atomic_path(arrived) as temporary:
             temporary.write_bytes(archive)
         try:
             unpack(arrived, self._store)
         finally:
             arrived.unlink(missing_ok=True)
-        for name, content in readers.items():
-            if not (self._store / name).exists():
-                with atomic_path(self._store / name) as temporary:
+        for reader, content in readers.items():
+            if not (self._store / reader).exists():
+                with atomic_path(self._store / reader) as temporary:
                     temporary.write_bytes(content)
 
-    def note(self, key: str, report: Report) -> None:
-        self._reports[key] = report
+    def note(self, name: str, report: Report) -> None:
+        self._reports[name] = report
 
-    def forget(self, key: str) -> None:
-        self._reports.pop(key, None)
+    def forget(self, name: str) -> None:
+        self._reports.pop(name, None)
 
     def reports(self) -> dict[str, Report]:
         return self._reports
+
+
+Looks = dict[Path, tuple[int, int]]
+"""By file: what tells it from that of another time."""
 
 
 @dataclass
@@ -140,40 +147,36 @@ class Courier:
     """Sends home what a task has: reports often, files when there are new ones."""
 
     order: Order
-    store: Path
+    project: Project
+    """The task's own, in its folder."""
     home: Any
     ray: Any
-    _positions: dict[str, int] = field(default_factory=dict)
-    _pace: Pace = field(default_factory=Pace)
-    _evaluated: int = 0
-    _reported: float = 0.0
-    _sent: dict[str, tuple[tuple[str, int, int], ...]] = field(default_factory=dict)
+    _told: float = 0.0
+    _sent: Looks = field(default_factory=dict)
     _delivery: Any = None
 
-    def progress(self, progress: Progress) -> None:
-        begun = progress.run in self._positions
-        self._positions[progress.run] = progress.step
-        self._pace.note(progress.run, progress.step, time.monotonic())
-        self._report()
-        # The trainer tells of a checkpoint by a message without history points; its first message is none of those.
-        if begun and (progress.finished or not progress.rows):
+    def begin(self) -> None:
+        """Take note of what came with the task, which home has."""
+        for own in self._jobs():
+            self._sent |= _looks(self.project.store / own)
+        self._tell(Report(socket.gethostname(), 0, None))
+
+    def report(self, steps: int, rate: float | None, doing: str = "") -> None:
+        """Tell home where the work stands, and send it new files, once a second at most unless `doing` something."""
+        now = time.monotonic()
+        if doing or now - self._told > REPORT_SECONDS:
+            self._told = now
+            self._tell(Report(socket.gethostname(), steps, rate, doing))
             self.send()
 
-    def evaluated(self, name: str) -> None:
-        self._evaluated += 1
-        self._report(at_once=True)
-        self.send()
+    def _tell(self, report: Report) -> None:
+        self.home.note.remote(self.order.name, report)
 
-    def _report(self, at_once: bool = False) -> None:
-        now = time.monotonic()
-        if at_once or now - self._reported > REPORT_SECONDS:
-            self._reported = now
-            steps = sum(self._positions.values())
-            report = Report(socket.gethostname(), steps, self._pace.rate, self._evaluated)
-            self.home.note.remote(self.order.cohort.key, report)
+    def _jobs(self) -> dict[str, dict[str, Any]]:
+        return carried_jobs(self.order.unit, self.project.cohorts, self.project.store, self.project.marks)
 
     def send(self, wait: bool = False) -> None:
-        """Send the runs whose files are others than at the last time, unless the last archive is still on its way.
+        """Send the files that are others than at the last time, unless the last archive is still on its way.
 
         `wait`: send in any case, and return when it has arrived.
 
@@ -183,18 +186,21 @@ class Courier:
             if not wait and not self.ray.wait([self._delivery], timeout=0)[0]:
                 return
             _arrive(self.ray, self._delivery)
-        jobs = carried_jobs(self.order.cohort, self.order.sources, self.store)
-        looks = {own: _look(self.store / own) for own in jobs}
-        # A run that is being finished now is sent when it is.
-        changed = [own for own in jobs if looks[own] != self._sent.get(own) and not _finishing(self.store / own)]
+        jobs = self._jobs()
+        looks = {own: _looks(self.project.store / own) for own in jobs}
+        # A run that is coming to a waypoint now is sent when it is there.
+        changed = [own for own, look in looks.items() if look.items() - self._sent.items()]
+        changed = [own for own in changed if not _finishing(self.project.store / own)]
         if not changed and not wait:
             return
         stream = io.BytesIO()
-        write_archive(stream, {own: jobs[own] for own in changed}, self.store)
-        if not wait and any(_finishing(self.store / own) for own in changed):
+        there = {path.parent for path in self._sent if path.parent.name.startswith(WAYPOINT)}
+        write_archive(stream, {own: jobs[own] for own in changed}, self.project.store, there)
+        if not wait and any(_finishing(self.project.store / own) for own in changed):
             return
-        self._sent |= {own: looks[own] for own in changed}
-        self._delivery = self.home.take.remote(self.order.cohort.key, stream.getvalue(), readers_in(self.store))
+        for own in changed:
+            self._sent |= looks[own]
+        self._delivery = self.home.take.remote(self.order.name, stream.getvalue(), readers_in(self.project.store))
         if wait:
             _arrive(self.ray, self._delivery)
 
@@ -209,14 +215,14 @@ def _arrive(ray: Any, delivery: Any) -> None:
     ray.get(delivery)
 
 
-def _look(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What tells a run's files from those of another time."""
-    found = []
+def _looks(folder: Path) -> Looks:
+    found = {}
     for path in sorted(folder.rglob("*")):
         with suppress(FileNotFoundError):
             status = path.stat()
-            found.append((path.name, status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            if path.is_file():
+                found[path] = (status.st_size, status.st_mtime_ns)
+    return found
 
 
 def _finishing(folder: Path) -> bool:
@@ -260,7 +266,7 @@ def _settle(order: Order, data: bytes) -> None:
     os.environ.pop(STORE_VARIABLE, None)
     if order.facts["git_revision"]:
         os.environ[REVISION_VARIABLE] = order.facts["git_revision"]
-    target = binarized(order.cohort.dataset)
+    target = binarized(order.unit.dataset)
     target.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         # One by one and by their bare names: extractall is safe only since Python 3.11.4.
@@ -270,14 +276,23 @@ def _settle(order: Order, data: bytes) -> None:
                 (target / Path(member.name).name).write_bytes(content.read())
 
 
-def cohort_task(order: Order, seed: bytes, readers: dict[str, bytes], data: bytes, home: Any) -> tuple[str, str]:
-    """Train and evaluate one cohort on the node that Ray chose; returns how it ended, and what went wrong.
+def unit_task(
+    order: Order,
+    cohorts: dict[str, CohortSpec],
+    seed: bytes,
+    readers: dict[str, bytes],
+    data: bytes,
+    home: Any,
+) -> tuple[str, str]:
+    """Train and evaluate one unit on the node that Ray chose; returns how it ended, and what went wrong.
 
-    `seed`: an archive of what the store holds of the cohort and of the runs that it continues.
+    `cohorts`: every one of the grid, in whole. `seed`: an archive of what the store holds of the unit and of the runs
+    that it continues.
     """
     ray = need_ray()
     # Ray uses a worker's process again: an earlier task's request to stop is not this one's.
     interruption.clear()
+    interruption.listen()
     try:
         with _scratch() as folder:
             _settle(order, data)
@@ -286,16 +301,14 @@ def cohort_task(order: Order, seed: bytes, readers: dict[str, bytes], data: byte
             unpack(folder / "seed.tar", store)
             for name, content in readers.items():
                 (store / name).write_bytes(content)
-            project = Project(
-                order.sources, {order.cohort.key: order.evaluation}, (order.cohort,), store, order.machine()
-            )
-            courier = Courier(order, store, home, ray)
-            home.note.remote(order.cohort.key, Report(socket.gethostname(), 0, None))
+            project = Project(cohorts, {order.unit.key: order.evaluation}, (order.unit,), store, order.machine())
+            courier = Courier(order, project, home, ray)
+            courier.begin()
             try:
-                work_on(project, order.cohort, None, order.facts, courier.progress, courier.evaluated)
+                work_through(courier)
             finally:
                 courier.send(wait=True)
-    except Stopped:
+    except (Stopped, interruption.Interrupted):
         return STOPPED, ""
     except UserError as error:
         message = str(error)
@@ -303,11 +316,39 @@ def cohort_task(order: Order, seed: bytes, readers: dict[str, bytes], data: byte
     return DONE_HERE, ""
 
 
+def work_through(courier: Courier) -> None:
+    """Do the courier's order: a single run as the launcher's workers do, a cohort as the launcher does on a GPU.
+
+    Raises: UserError with what went wrong; Stopped or Interrupted when asked to stop.
+    """
+    project, order = courier.project, courier.order
+    if order.name != order.unit.key:
+        keep_freed_memory()
+        torch.set_num_threads(1)
+
+        def hear(news: cores.News) -> None:
+            courier.report(news.step, news.rate, "" if news.doing == cores.UPDATES else news.doing)
+
+        cores.work_here(project, order.facts, hear)
+        return
+    pace, positions = Pace(), {}
+
+    def note(progress: Progress) -> None:
+        positions[progress.run] = progress.step
+        pace.note(progress.run, progress.step, time.monotonic())
+        courier.report(sum(positions.values()), pace.rate)
+
+    def evaluated(name: str) -> None:
+        courier.report(sum(positions.values()), pace.rate, f"evaluated {name}")
+
+    work_on(project, order.unit, None, order.facts, note, evaluated)
+
+
 def measure_task(order: Order, data: bytes) -> Speeds:
-    """Time a cohort's stacks on a GPU that this task has alone."""
+    """Time a unit's stacks on a GPU that this task has alone."""
     with _scratch():
         _settle(order, data)
-        return measure(order.cohort, binarized(order.cohort.dataset), order.machine(), COPIES)
+        return measure(order.unit, binarized(order.unit.dataset), order.machine(), COPIES)
 
 
 def other_version(node: str, own: str, expected: str) -> str:

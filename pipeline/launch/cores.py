@@ -21,9 +21,8 @@ from torch import Tensor
 from pipeline.data.datasets import verified_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import evaluate_here, evaluation_at, waypoint_run
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, RunSpec
-from pipeline.launch.launcher import PACE_SECONDS, Project, begin, end, say
+from pipeline.launch.launcher import PACE_SECONDS, Project, begin, end, record_cohort, say
 from pipeline.launch.measure import time_kinds
 from pipeline.launch.plan import (
     BLOCKED,
@@ -43,16 +42,14 @@ from pipeline.records.status import FINISHED
 from pipeline.training.cohort import relative_cost
 from pipeline.training.train import DATA, Progress, run_lock, train
 from pipeline.work import interruption
-from pipeline.work.cohort import Pace, write_standing
+from pipeline.work.cohort import Pace
 from pipeline.work.console import clock, counted
-from pipeline.work.locks import Busy, locked
+from pipeline.work.locks import Busy
 from pipeline.work.workers import Stopped, run_parallel
 
 LINE_SECONDS = 60.0
 LEFT_ALONE = (RECORDED, BLOCKED)
-RESULTS_SECONDS = 120.0
-"""How long to wait for another process that writes the same cohort's results."""
-UPDATES = "updates"
+UPDATES, EVALUATING = "updates", "evaluating"
 
 
 @dataclass(frozen=True)
@@ -161,7 +158,7 @@ class _Worker:
         left = [steps for steps in waypoints_to(job, piece) if self.is_open(job, piece, steps)]
         if not left:
             self.closed.add(number)
-            self.record(piece)
+            record_cohort(self.project, piece.cohort.key)
             return False
         if job.continues is not None and not job.waypoint(left[0]).exists():
             if not is_whole(job.continues):
@@ -177,12 +174,6 @@ class _Worker:
                 self.send(News(number, piece.steps, doing="done"))
         self.worked = True
         return True
-
-    def record(self, piece: Piece) -> None:
-        """Write the results of the piece's cohort as far as there are any."""
-        project, key = self.project, piece.cohort.key
-        with locked(project.store / "locks" / f"results-{key.replace('/', '-')}.lock", key, RESULTS_SECONDS):
-            write_standing(piece.cohort, project.jobs(piece.cohort), project.store, project.evaluations[key])
 
     def is_open(self, job: Job, piece: Piece, steps: int) -> bool:
         """Whether a waypoint is still to be made or evaluated; of those on the way none is made for its own sake."""
@@ -212,12 +203,13 @@ class _Worker:
         if self.worked and self.until is not None and each is not None and time.monotonic() + each > self.until:
             self.send(News(number, steps, doing=f"left: evaluating it takes {clock(each)}, more than there is"))
             return False
-        self.send(News(number, steps, doing="evaluating"))
+        self.send(News(number, steps, doing=EVALUATING))
         start = time.monotonic()
-        evaluate_here([own], binarized(piece.cohort.dataset), project.store, project.machine, self.facts)
+        data = project.paths.binarized(piece.cohort.dataset)
+        evaluate_here([own], data, project.store, project.machine, self.facts)
         remember(project.store, CORE, shape, time.monotonic() - start)
         self.worked = True
-        self.record(piece)
+        record_cohort(project, piece.cohort.key)
         return True
 
     def train_to(self, number: int, job: Job) -> None:
@@ -240,10 +232,28 @@ class _Worker:
     def data_of(self, dataset: str) -> tuple[Tensor, dict[str, Any]]:
         """The training images, verified once a process, and what run.json tells."""
         if dataset not in self.images:
-            found = verified_dataset(binarized(dataset))
+            found = verified_dataset(self.project.paths.binarized(dataset))
             self.images[dataset] = torch.from_numpy(found.train_images), found.info
         images, info = self.images[dataset]
         return images, {**self.facts, DATA: info}
+
+
+def work_here(project: Project, facts: dict[str, Any], send: Callable[[News], None]) -> None:
+    """Train and evaluate the chosen runs one after the other in this process.
+
+    Raises: UserError naming each run that failed and why; Interrupted when asked to stop.
+    """
+    errors: list[str] = []
+
+    def hear(news: News) -> None:
+        if news.error:
+            errors.append(news.error)
+        else:
+            send(news)
+
+    _Worker(project, pieces(project, ()), facts, hear).serve()
+    if errors:
+        raise UserError("\n".join(errors))
 
 
 def _serve(
@@ -338,11 +348,11 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
     jobs = [job_of(project, piece) for piece in plan]
     open_jobs = [job for job, piece in zip(jobs, plan, strict=True) if job.steps_done < piece.steps]
     board = Board(plan, {job.digest: job.steps_done for job in jobs}, [job.digest for job in jobs])
-    task = partial(_serve, project=project, plan=plan, facts=origin(LAUNCHER), until=until)
+    task = partial(_serve, project=project, plan=plan, facts=origin(LAUNCHER, project.paths), until=until)
     count = min(project.machine.workers, len(plan))
     failures: list[str] = []
     try:
-        time_kinds(open_jobs, jobs, project.store)
+        time_kinds(open_jobs, jobs, project.store, paths=project.paths)
         say(forecast(project.standings(), project))
         run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
     except UserError as error:

@@ -14,7 +14,6 @@ from typing import Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized, results_folder
 from pipeline.experiments.names import CohortKey
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec
 from pipeline.files import content_of, read_object
@@ -35,6 +34,7 @@ from pipeline.launch.plan import (
     standings,
     training_shape,
 )
+from pipeline.paths import HERE, Paths
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.results import METRICS
 from pipeline.records.run_folder import Job
@@ -44,6 +44,7 @@ from pipeline.training.train import Progress
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace, diverged, evaluate_waypoints, train_waiting, write_standing
 from pipeline.work.console import clock, counted
+from pipeline.work.locks import locked
 from pipeline.work.machine import Machine
 from pipeline.work.workers import Stopped
 
@@ -52,6 +53,8 @@ RESERVE_SECONDS, RESERVE_SHARE = 20.0, 0.1
 """Kept back of a time limit for the last checkpoint: the smaller of the two."""
 PACE_SECONDS = 2.0
 """Speeds measured over less than this are not remembered."""
+RESULTS_SECONDS = 120.0
+"""How long to wait for another process that writes the same cohort's results."""
 BUSY_SECONDS = 2.0
 """How long to wait for a cohort that another process works on, before going on with the next one."""
 
@@ -68,9 +71,10 @@ class Project:
     store: Path
     machine: Machine
     again: bool = False
+    paths: Paths = HERE
 
     def standings(self) -> list[Standing]:
-        return standings(self.chosen, self.cohorts, self.evaluations, self.store, self.machine, self.again)
+        return standings(self.chosen, self.cohorts, self.evaluations, self.store, self.machine, self.again, self.paths)
 
     @cached_property
     def marks(self) -> Marks:
@@ -81,7 +85,7 @@ class Project:
 
         Raises: UserError when its data is missing.
         """
-        data_digest = load_dataset(binarized(cohort.dataset)).digest
+        data_digest = load_dataset(self.paths.binarized(cohort.dataset)).digest
         return stored_jobs(cohort, self.cohorts, data_digest, self.store, self.machine.device.type, self.marks)
 
 
@@ -151,10 +155,10 @@ def time_left(item: Standing) -> str:
     return f"{known} left" if item.evaluation_left is not None else f"{known} left and an evaluation not timed yet"
 
 
-def _scores(item: Standing) -> list[str]:
+def _scores(item: Standing, paths: Paths) -> list[str]:
     """The numbers of a cohort's runs, a line each, as they stand in `reports/`."""
     lines = []
-    path = results_folder(item.cohort.key) / METRICS
+    path = paths.cohort_results(item.cohort.key) / METRICS
     with content_of(path, "a cohort's numbers"):
         for name, metrics in read_object(path).items():
             if "nll" not in metrics:
@@ -177,7 +181,7 @@ def progress(plan: Sequence[Standing]) -> float:
     return made / whole if whole else 1.0
 
 
-def describe(plan: Sequence[Standing], machine: Machine) -> str:
+def describe(plan: Sequence[Standing], machine: Machine, paths: Paths = HERE) -> str:
     """The plan as text: a line per cohort, then the total and what comes next."""
     width = max(len(item.cohort.key) for item in plan)
     lines = []
@@ -186,7 +190,7 @@ def describe(plan: Sequence[Standing], machine: Machine) -> str:
         what = item.need if item.need in AT_END else f"{item.need}: {item.note or time_left(item)}"
         lines.append(f"{item.cohort.key:<{width}}  {trained}  {what}")
         if item.need in AT_END:
-            lines.extend(_scores(item))
+            lines.extend(_scores(item, paths))
     open_items = [item for item in plan if item.need not in AT_END]
     timed = [item.training_left + (item.evaluation_left or 0) for item in open_items if item.training_left is not None]
     begun = sum(item.share_trained > 0 for item in open_items)
@@ -217,18 +221,18 @@ def work_on(
 
     Raises: UserError with what went wrong; Stopped when asked to stop; Busy when another process has the cohort.
     """
-    store, machine, spec = project.store, project.machine, project.evaluations[cohort.key]
+    store, machine, paths, spec = project.store, project.machine, project.paths, project.evaluations[cohort.key]
     with cohort_lock(store, cohort.key, BUSY_SECONDS):
-        item = standing(cohort, project.cohorts, spec, store, machine, project.again)
+        item = standing(cohort, project.cohorts, spec, store, machine, project.again, paths=paths)
         jobs = list(item.jobs)
         if item.need not in RUNNABLE:
             return True  # Another process was quicker.
-        facts = facts or origin(LAUNCHER)
+        facts = facts or origin(LAUNCHER, paths)
         if item.need == TRAIN:
             say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left(item)}")
             shape, pace = training_shape(cohort, jobs), Pace()
             try:
-                train_waiting(cohort, jobs, machine, facts, pace, on_progress)
+                train_waiting(cohort, jobs, machine, facts, pace, paths, on_progress)
             finally:
                 if pace.rate is not None and pace.seconds >= PACE_SECONDS:
                     remember(store, machine, shape, pace.rate)
@@ -242,23 +246,33 @@ def work_on(
             say(f"{cohort.key}: trained; evaluating a run takes {clock(each)}, which is left to the next call")
             return False
         start = time.monotonic()
-        evaluated = evaluate_waypoints(cohort, due, store, machine, facts, on_evaluated)
-        write_standing(whole, project.jobs(whole), store, spec)
+        evaluated = evaluate_waypoints(cohort, due, store, paths, machine, facts, on_evaluated)
+        results = record_cohort(project, cohort.key)
         took = time.monotonic() - start
         if evaluated:
             remember(store, machine, evaluation_shape(cohort, spec), took / evaluated)
-        say(f"{cohort.key}: done, {counted(evaluated, 'evaluation')} in {clock(took)} -> {results_folder(cohort.key)}")
+        say(f"{cohort.key}: done, {counted(evaluated, 'evaluation')} in {clock(took)} -> {results}")
         return True
+
+
+def record_cohort(project: Project, key: str) -> Path:
+    """Write the results of all of a cohort as far as the store holds its evaluations; returns their folder.
+
+    Raises: Busy when another process writes them for minutes.
+    """
+    cohort, folder = project.cohorts[key], project.paths.cohort_results(key)
+    with locked(project.store / "locks" / f"results-{key.replace('/', '-')}.lock", str(folder), RESULTS_SECONDS):
+        write_standing(cohort, project.jobs(cohort), project.store, project.evaluations[key], project.paths)
+    return folder
 
 
 def record(project: Project) -> None:
     """Write the results of the chosen cohorts as far as the store holds their evaluations, and say which are done."""
     for item in project.standings():
         if item.jobs:
-            cohort = project.cohorts[item.cohort.key]
-            write_standing(cohort, project.jobs(cohort), project.store, project.evaluations[cohort.key])
-        if item.jobs and item.evaluated == len(item.jobs):
-            say(f"{item.cohort.key}: done -> {results_folder(item.cohort.key)}")
+            folder = record_cohort(project, item.cohort.key)
+            if item.evaluated == len(item.jobs):
+                say(f"{item.cohort.key}: done -> {folder}")
 
 
 def begin(seconds: float | None) -> float | None:
@@ -275,7 +289,7 @@ def end(project: Project, failures: Sequence[str]) -> int:
     """Say where all stands and how the work ended; returns the exit status."""
     plan = project.standings()
     blocked = [item.cohort.key for item in plan if item.need == BLOCKED and item.cohort.key not in failures]
-    say(describe(plan, project.machine))
+    say(describe(plan, project.machine, project.paths))
     if interruption.signalled():
         say("stopped by a signal: checkpoints are on disk, the same command goes on from there", file=sys.stderr)
         return 128 + signal.SIGINT

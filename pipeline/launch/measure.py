@@ -23,10 +23,10 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import model_log_weights
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.plan import CORE, likelihood_shape, remember, remembered, run_shape, shape_of
 from pipeline.models.networks import Parameters
+from pipeline.paths import HERE, Paths
 from pipeline.records.run_folder import Job
 from pipeline.training.cohort import device_images, stacks
 from pipeline.training.engines import stack_for
@@ -116,23 +116,35 @@ def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -
     return Measured(seconds, peak)
 
 
-def time_kinds(to_train: Sequence[Job], to_evaluate: Sequence[Job], store: Path) -> None:
-    """Time, on one core, every kind of run and of likelihood among these jobs that was not timed before."""
-    runs = {run_shape(job.spec): job for job in to_train if remembered(store, CORE, run_shape(job.spec)) is None}
-    latents = {likelihood_shape(job.spec.latent): job for job in to_evaluate}
-    latents = {shape: job for shape, job in latents.items() if remembered(store, CORE, shape) is None}
-    items = [*runs.items(), *latents.items()]
+def time_kinds(
+    to_train: Sequence[Job],
+    to_evaluate: Sequence[Job],
+    store: Path,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda line: None,
+    paths: Paths = HERE,
+) -> None:
+    """Time, on one core, every kind of run and of likelihood among these jobs.
+
+    `again`: also those that were timed before. `tell` gets a line for each that was timed.
+    """
+    runs = {run_shape(job.spec): job for job in to_train}
+    kinds = {**runs, **{likelihood_shape(job.spec.latent): job for job in to_evaluate}}
+    items = [(shape, job) for shape, job in kinds.items() if again or remembered(store, CORE, shape) is None]
 
     def keep_rate(number: int, rate: float) -> None:
-        remember(store, CORE, items[number][0], rate)
+        shape, _ = items[number]
+        remember(store, CORE, shape, rate)
+        what = "updates" if shape in runs else "samples of images"
+        tell(f"{shape}: {rate:,.0f} {what} a second on a core")
 
-    run_parallel(_time_kind, items, 1, keep_rate, name=lambda item: item[0])
+    run_parallel(partial(_time_kind, paths=paths), items, 1, keep_rate, name=lambda item: item[0])
 
 
-def _time_kind(item: tuple[str, Job], send: Callable[[float], None]) -> None:
+def _time_kind(item: tuple[str, Job], send: Callable[[float], None], *, paths: Paths) -> None:
     shape, job = item
     spec = replace(job.spec, continues=None)
-    images = device_images(binarized(spec.dataset), torch.device("cpu"))
+    images = device_images(paths.binarized(spec.dataset), torch.device("cpu"))
     state = initial_state(Job(spec, job.digest, job.folder, None), images)
     if shape == run_shape(job.spec):
         stack = stack_for([spec], [state], images)
@@ -181,8 +193,8 @@ def measure(cohort: CohortSpec, data: Path, machine: Machine, copies: tuple[int,
     return Speeds(shape_of(cohort, len(cohort.runs)), rate, alone.peak_bytes, together)
 
 
-def measure_shapes(chosen: Sequence[CohortSpec], machine: Machine, store: Path) -> Iterator[str]:
-    """Time each shape of stacks among the cohorts on this machine, and say what it was; speeds go into the store.
+def measure_shapes(chosen: Sequence[CohortSpec], machine: Machine, store: Path, paths: Paths) -> Iterator[str]:
+    """Time each shape of stacks among the cohorts on this GPU, and say what it was; speeds go into the store.
 
     The data does not matter for a speed: a cohort whose dataset is here stands for those whose is not.
     """
@@ -190,12 +202,12 @@ def measure_shapes(chosen: Sequence[CohortSpec], machine: Machine, store: Path) 
     for cohort in chosen:
         shape = shape_of(cohort, len(cohort.runs))
         if shapes.get(shape) is None:
-            shapes[shape] = cohort if binarized(cohort.dataset).exists() else None
+            shapes[shape] = cohort if paths.binarized(cohort.dataset).exists() else None
     for shape, stands in shapes.items():
         if stands is None:
             yield f"{shape}: not measured; none of its datasets is here"
             continue
-        speeds = measure(stands, binarized(stands.dataset), machine)
+        speeds = measure(stands, paths.binarized(stands.dataset), machine)
         keep(store, machine, speeds)
         memory = f"{speeds.peak_bytes / 2**20:,.0f} MiB a process"
         yield f"{shape}: {speeds.rate:,.0f} updates a second of all runs, {memory}"

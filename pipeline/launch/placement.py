@@ -1,4 +1,5 @@
-"""Where and when cohorts run: how long each takes, in which order they start, how many share a GPU, when all is done.
+"""Where and when units run (cohorts on GPUs, single runs on cores): how long each takes, in which order they start, how
+many cohorts share a GPU, when all is done.
 
 Pure functions of numbers that were measured (`pipeline.launch.measure`, `pipeline.launch.plan`).
 """
@@ -11,8 +12,9 @@ from dataclasses import dataclass, replace
 from statistics import median
 
 from pipeline.errors import UserError
-from pipeline.launch.plan import Standing, shape_of
+from pipeline.launch.plan import Standing, shape_of, unit_name
 from pipeline.training.cohort import relative_cost
+from pipeline.work.console import counted
 
 MEMORY_SHARE = 0.9
 """Of a GPU's memory, what cohorts may take together."""
@@ -22,7 +24,7 @@ LEAST_GAIN = 1.1
 
 @dataclass(frozen=True)
 class Work:
-    """A cohort as the schedule sees it."""
+    """A unit as the schedule sees it."""
 
     key: str
     seconds: float
@@ -44,7 +46,7 @@ class Schedule:
 class Estimate:
     seconds: float
     measured: bool
-    """Whether it rests on this cohort's own step time, or on those of others and its number of samples."""
+    """Whether it rests on the unit's measured speed, or on those of others and its number of samples."""
 
 
 def stack_cost(item: Standing, on_gpu: bool) -> float:
@@ -60,55 +62,64 @@ def stack_cost(item: Standing, on_gpu: bool) -> float:
 
 
 def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Estimate]:
-    """Seconds left of each cohort that is not done. An evaluation that was never timed counts nothing.
+    """Seconds left of each unit that is not done. An evaluation that was never timed counts nothing.
 
     What was not timed takes its cost at the median speed of what was; where nothing was, a unit of cost is a second:
     good for an order, not for a clock.
     """
-    costs = {item.cohort.key: stack_cost(item, on_gpu) for item in plan}
-    timed = [(item.training_left, costs[item.cohort.key]) for item in plan if item.training_left]
+    costs = {unit_name(item.cohort, on_gpu): stack_cost(item, on_gpu) for item in plan}
+    timed = [(item.training_left, costs[unit_name(item.cohort, on_gpu)]) for item in plan if item.training_left]
     unit = median(seconds / cost for seconds, cost in timed) if timed else 1.0
     found = {}
     for item in plan:
-        known = item.training_left
-        training = costs[item.cohort.key] * unit if known is None else known
-        found[item.cohort.key] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
+        known, name = item.training_left, unit_name(item.cohort, on_gpu)
+        training = costs[name] * unit if known is None else known
+        found[name] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
     return found
 
 
 def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> list[Standing]:
-    """The same cohorts with their time left at other speeds. `rate(shape)`: updates a second of all runs together."""
+    """The same units with their time left at other speeds, where these are known.
+
+    `rate(shape)`: updates a second of all runs of a unit together; None where it is not known.
+    """
 
     def timed(item: Standing) -> Standing:
         own = rate(shape_of(item.cohort, len(item.cohort.runs)))
-        return replace(item, training_left=None if own is None else (item.total_steps - sum(item.steps)) / own)
+        return item if own is None else replace(item, training_left=(item.total_steps - sum(item.steps)) / own)
 
     return [timed(item) for item in plan]
 
 
-def works(plan: Sequence[Standing], seconds: Mapping[str, Estimate]) -> list[Work]:
-    return [Work(item.cohort.key, seconds[item.cohort.key].seconds, item.cohort.continues) for item in plan]
+def works(plan: Sequence[Standing], seconds: Mapping[str, Estimate], on_gpu: bool) -> list[Work]:
+    found = []
+    for item in plan:
+        name = unit_name(item.cohort, on_gpu)
+        after = item.cohort.continues if on_gpu else item.cohort.runs[0].continues
+        found.append(Work(name, seconds[name].seconds, after))
+    return found
 
 
 def describe_scaling(plan: Sequence[Standing], devices: Sequence[int], on_gpu: bool) -> str:
-    """How long the cohorts take on so many devices, a cohort each, and which of them decide that.
+    """How long the units take on so many devices, one each, and which of them decide that.
 
     Raises: UserError where no speed is known to reckon with.
     """
     seconds = estimates(plan, on_gpu)
     if not any(estimate.measured for estimate in seconds.values()):
-        raise UserError("no speed of these cohorts is known: measure it (`measure`), or give some (--speeds FILE)")
+        raise UserError("no speed of these runs is known: measure it (`measure`), or give some (--speeds FILE)")
     total = sum(estimate.seconds for estimate in seconds.values())
-    lines = [f"{len(plan)} cohorts, {total / 3600:,.1f} device hours"]
+    unit, device = ("cohort", "device") if on_gpu else ("run", "core")
+    lines = [f"{counted(len(plan), unit)}, {total / 3600:,.1f} {device} hours"]
     guessed = [key for key, estimate in seconds.items() if not estimate.measured]
     if guessed:
         lines.append(f"reckoned by their number of samples, since they were not timed: {', '.join(guessed)}")
     if any(item.evaluation_left is None for item in plan):
         lines.append("without evaluations that were never timed")
     for count in devices:
-        found = simulate(works(plan, seconds), count)
+        found = simulate(works(plan, seconds, on_gpu), count)
         times = f"{found.seconds / 3600:9,.1f} h, {total / found.seconds:5.1f} times one"
-        lines.append(f"{count:4d} devices: {times}; decided by {chain(found.critical)}")
+        lines.append(f"{count:4d} {device}s: {times}; decided by {chain(found.critical)}")
     return "\n".join(lines)
 
 

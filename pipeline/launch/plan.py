@@ -21,10 +21,11 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import Finished, due_waypoints, evaluation_at
 from pipeline.evaluation.evaluate import evaluation_digest
-from pipeline.experiments.cohorts import binarized, results_folder
+from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec, digest
 from pipeline.files import content_of, read_object, write_json
+from pipeline.paths import HERE, Paths
 from pipeline.records.results import RUNS
 from pipeline.records.run_folder import Job, is_whole, read_run
 from pipeline.records.status import FINISHED
@@ -67,7 +68,7 @@ def machine_name(machine: Machine) -> str:
     if machine.name is not None:
         return machine.name
     if machine.device.type == "cuda":
-        engine = "" if machine.engine == "auto" else f", {machine.engine}"
+        engine = "" if machine.engine == AUTO else f", {machine.engine}"
         return torch.cuda.get_device_name(machine.device) + engine
     return f"cpu, {machine.workers} processes"
 
@@ -142,12 +143,14 @@ def remembered(store: Path, machine: Machine, shape: str) -> float | None:
     return None
 
 
-def _recorded(cohort: CohortSpec, whole: CohortSpec, jobs: list[Job], spec: EvaluationSpec, data_digest: str) -> bool:
+def _recorded(
+    cohort: CohortSpec, whole: CohortSpec, jobs: list[Job], spec: EvaluationSpec, data_digest: str, paths: Paths
+) -> bool:
     """Whether the results in `reports/` are those of these very runs under this very evaluation.
 
     `whole`: the cohort with all its runs, at its scale's depth.
     """
-    path = results_folder(cohort.key) / RUNS
+    path = paths.cohort_results(cohort.key) / RUNS
     if not path.exists():
         return False
     try:
@@ -165,6 +168,16 @@ def _recorded(cohort: CohortSpec, whole: CohortSpec, jobs: list[Job], spec: Eval
     pairs = list(zip(jobs, cohort.runs, strict=True))
     # They may come from a GPU, whose precision is another.
     return all(known.get(run.name) in (expected(job, run), expected(job, job.spec)) for job, run in pairs)
+
+
+def single_runs(chosen: Sequence[CohortSpec]) -> tuple[CohortSpec, ...]:
+    """The same runs, each in a cohort of its own: on cores runs train alone, on a GPU a cohort's train in stacks."""
+    return tuple(replace(cohort, runs=(run,)) for cohort in chosen for run in cohort.runs)
+
+
+def unit_name(cohort: CohortSpec, on_gpu: bool) -> str:
+    """What a device takes at once: a cohort on a GPU, one of `single_runs` on a core."""
+    return cohort.key if on_gpu else f"{cohort.key}/{cohort.runs[0].name}"
 
 
 def run_named(cohort: CohortSpec, name: str) -> RunSpec:
@@ -188,6 +201,7 @@ def standing(
     machine: Machine,
     again: bool = False,
     marks: Marks | None = None,
+    paths: Paths = HERE,
 ) -> Standing:
     """Where a cohort stands, from the store, the data folder and the committed results (unless `again`).
 
@@ -195,7 +209,7 @@ def standing(
 
     Raises: UserError when its data is missing or a checkpoint cannot be read.
     """
-    data_digest = load_dataset(binarized(cohort.dataset)).digest
+    data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
     jobs = stored_jobs(cohort, cohorts, data_digest, store, machine.device.type, marks)
     steps = [job.steps_done for job in jobs]
     due = due_by_run(jobs, cohorts[cohort.key], store, spec)
@@ -204,7 +218,8 @@ def standing(
         is_finished and all(own.is_evaluated for own in waypoints)
         for is_finished, waypoints in zip(finished, due, strict=True)
     )
-    recorded = _recorded(cohort, cohorts[cohort.key], jobs, spec, data_digest) and not (again and evaluated < len(jobs))
+    recorded = _recorded(cohort, cohorts[cohort.key], jobs, spec, data_digest, paths)
+    recorded = recorded and not (again and evaluated < len(jobs))
     rate = remembered(store, machine, training_shape(cohort, jobs))
     each = remembered(store, machine, evaluation_shape(cohort, spec))
     training_left = _quotient(sum(run.total_steps for run in cohort.runs) - sum(steps), rate)
@@ -269,7 +284,8 @@ def standings(
     evaluations: Mapping[str, EvaluationSpec],
     store: Path,
     machine: Machine,
-    again: bool = False,
+    again: bool,
+    paths: Paths,
 ) -> list[Standing]:
     """Where the chosen cohorts stand, in their order. `evaluations`: by cohort.
 
@@ -279,7 +295,7 @@ def standings(
 
     def stand(cohort: CohortSpec) -> Standing:
         try:
-            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks)
+            return standing(cohort, cohorts, evaluations[cohort.key], store, machine, again, marks, paths)
         except UserError as error:
             return Standing(cohort, BLOCKED, str(error))
 

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.experiments.spec import BATCH_SIZE
 from pipeline.files import cache_folder
 from pipeline.models.networks import HIDDEN_WIDTHS, count_parameters

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.experiments.protocol import Protocol
 from pipeline.models.products import IN_FLOAT32, Arithmetic
 

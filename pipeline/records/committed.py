@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.paths import Paths
 from pipeline.records.results import METRICS
 
 NLL = "nll"
@@ -33,9 +34,10 @@ class Reproduced:
     differing: tuple[Difference, ...]
 
 
-def compare(results: Path, scale: str) -> Reproduced | None:
-    """The NLLs under `results` (`reports/<scale>/results`) beside those of the last commit; None where git has none."""
-    committed = _committed(results)
+def compare(paths: Paths, scale: str) -> Reproduced | None:
+    """The NLLs of a scale's results beside those of the last commit; None where git has none."""
+    results = paths.results(scale)
+    committed = _committed(paths.root, results.relative_to(paths.root))
     if not committed:
         return None
     now = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in results.glob(f"*/{METRICS}")}
@@ -52,17 +54,20 @@ def compare(results: Path, scale: str) -> Reproduced | None:
     return Reproduced(count, tuple(differing))
 
 
-def _committed(results: Path) -> dict[str, dict[str, Any]]:
-    """Cohort -> content of its metrics.json in the last commit; empty without git or a commit."""
-    listed = _git("ls-tree", "-r", "--name-only", "HEAD", "--", f"{results.as_posix()}/")
+def _committed(root: Path, results: Path) -> dict[str, dict[str, Any]]:
+    """Cohort -> content of its metrics.json in the last commit; empty without git or a commit.
+
+    `results`: their folder below `root`.
+    """
+    listed = _git(root, "ls-tree", "-r", "--name-only", "HEAD", "--", f"{results.as_posix()}/")
     names = [name for name in listed.splitlines() if name.endswith(f"/{METRICS}")]
-    return {Path(name).parent.name: json.loads(_git("show", f"HEAD:./{name}")) for name in names}
+    return {Path(name).parent.name: json.loads(_git(root, "show", f"HEAD:./{name}")) for name in names}
 
 
-def _git(*words: str) -> str:
+def _git(root: Path, *words: str) -> str:
     """What git prints; nothing where it cannot."""
     try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=False).stdout
+        return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False).stdout
     except FileNotFoundError:
         return ""
 

@@ -9,35 +9,40 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from pipeline.paths import HERE, Paths
+
 LAUNCHER = "pipeline.launch"
-REVISION_FILE = Path("REVISION")
+REVISION_FILE = "REVISION"
 """`git archive` writes the commit into it; in a checkout it holds a placeholder."""
 REVISION_VARIABLE = "ELBO_REVISION"
 WRITTEN_BY_STAGES = ("reports", "dvc.lock", "README.md")
 """Tracked, but no source of any number: a stage that writes its results does not make the next one's code another."""
 
 
-def code_revision() -> str | None:
-    """The commit, with `-dirty` where files that may change a number differ from it.
+def code_revision(root: Path = HERE.root) -> str | None:
+    """The commit of the project at `root`, with `-dirty` where files that may change a number differ from it.
 
     Without git: the one that ELBO_REVISION names, or that `git archive` wrote into REVISION; else None.
     """
     if named := os.environ.get(REVISION_VARIABLE, "").strip():
         return named
     try:
-        commit = _git("rev-parse", "HEAD").stdout.strip()
+        commit = _git(root, "rev-parse", "HEAD").stdout.strip()
     except FileNotFoundError:
         commit = ""
     if commit:
-        # From the root of the repository, wherever in it this process works.
+        # From the root of the repository, wherever in it the project lies.
         others = [f":(top,exclude){name}" for name in WRITTEN_BY_STAGES]
-        return f"{commit}-dirty" if _git("diff", "--quiet", "HEAD", "--", ":(top)", *others).returncode else commit
-    archived = REVISION_FILE.read_text(encoding="utf-8").strip() if REVISION_FILE.exists() else ""
+        return (
+            f"{commit}-dirty" if _git(root, "diff", "--quiet", "HEAD", "--", ":(top)", *others).returncode else commit
+        )
+    file = root / REVISION_FILE
+    archived = file.read_text(encoding="utf-8").strip() if file.exists() else ""
     return None if not archived or archived.startswith("$") else archived
 
 
-def _git(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["git", *words], capture_output=True, text=True, check=False)
+def _git(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=False)
 
 
 def this_command(module: str) -> str:
@@ -45,6 +50,6 @@ def this_command(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
-def origin(module: str) -> dict[str, Any]:
+def origin(module: str, paths: Paths = HERE) -> dict[str, Any]:
     """What every committed number names beside its digest."""
-    return {"git_revision": code_revision(), "command": this_command(module)}
+    return {"git_revision": code_revision(paths.root), "command": this_command(module)}

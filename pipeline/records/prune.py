@@ -14,10 +14,11 @@ from pathlib import Path
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import reader_path
-from pipeline.experiments.cohorts import INDEX, REPORTS, RUNS, binarized, load_cohorts
+from pipeline.experiments.cohorts import INDEX, load_cohorts
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import ASIDE
-from pipeline.records.results import RUNS as RESULTS
+from pipeline.paths import Paths
+from pipeline.records.results import RUNS
 from pipeline.records.run_folder import PART, read_run, stored_waypoints, waypoint_name
 from pipeline.records.store import stored_jobs
 
@@ -49,14 +50,14 @@ def _hidden(path: Path, root: Path) -> bool:
     return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
-def named_digests(every: Iterable[Grid], store: Path) -> set[str]:
+def named_digests(every: Iterable[Grid], store: Path, paths: Paths) -> set[str]:
     """The digests of all runs of these grids whose data is here, as a GPU and as a CPU computes them."""
     named: set[str] = set()
     for cohorts in every:
         for cohort in cohorts.values():
-            if not binarized(cohort.dataset).exists():
+            if not paths.binarized(cohort.dataset).exists():
                 continue
-            data = load_dataset(binarized(cohort.dataset)).digest
+            data = load_dataset(paths.binarized(cohort.dataset)).digest
             for device in ("cpu", "cuda"):
                 named |= {job.digest for job in stored_jobs(cohort, cohorts, data, store, device)}
     return named
@@ -82,13 +83,13 @@ def _dataset_of(folder: Path) -> str | None:
     return None
 
 
-def leftovers(store: Path, named: set[str], datasets: Sequence[str]) -> Iterator[Litter]:
+def leftovers(store: Path, named: set[str], datasets: Sequence[str], paths: Paths) -> Iterator[Litter]:
     """What killed processes left, what was set aside, locks of runs that are gone, readers of other data."""
     for path in sorted(store.glob("locks/*")):
         if DIGEST.fullmatch(path.stem) and path.stem not in named and not (store / path.stem).exists():
             yield Litter(path, "the lock of a run that is gone")
-    here = [name for name in datasets if binarized(name).exists()]
-    kept = {reader_path(store, load_dataset(binarized(name)).digest) for name in here}
+    here = [name for name in datasets if paths.binarized(name).exists()]
+    kept = {reader_path(store, load_dataset(paths.binarized(name)).digest) for name in here}
     for path in sorted(store.glob(reader_path(store, "*").name)):
         if path not in kept and here == list(datasets):
             yield Litter(path, "a reader of digits of other data")
@@ -104,25 +105,32 @@ def leftovers(store: Path, named: set[str], datasets: Sequence[str]) -> Iterator
             yield Litter(path, "left by a process that was killed", lock)
 
 
-def unnamed_cohorts(cohorts: Grid) -> Iterator[Litter]:
+def unnamed_cohorts(cohorts: Grid, paths: Paths) -> Iterator[Litter]:
     """Folders of results and of finished runs whose cohort the project's own grid does not have."""
-    for root, marker, kind in ((REPORTS, f"*/results/*/{RESULTS}", "results"), (RUNS, "*/*/training", "runs")):
-        for path in sorted(root.glob(marker)):
+    for parent, marker, kind in (
+        (paths.reports, f"*/results/*/{RUNS}", "results"),
+        (paths.runs, "*/*/training", "runs"),
+    ):
+        for path in sorted(parent.glob(marker)):
             folder = path.parent
-            scale = folder.relative_to(root).parts[0]
+            scale = folder.relative_to(parent).parts[0]
             if f"{scale}/{folder.name}" not in cohorts:
                 yield Litter(folder, f"{kind} of a cohort that the grid does not have")
 
 
-def all_litter(root: Path, store: Path, own: Grid) -> list[Litter]:
+def all_litter(paths: Paths, store: Path, own: Grid) -> list[Litter]:
     """Everything that can be removed.
 
     Raises: UserError where there is no grid.
     """
-    every = grids(root)
+    every = grids(paths.root)
     if not own or own not in every:
-        raise UserError(f"{root.resolve()}: no cohorts/ of a params.yaml here; run from the project's folder")
-    named = named_digests(every, store)
+        raise UserError(f"{paths.root.resolve()}: no cohorts/ of a params.yaml here; run from the project's folder")
+    named = named_digests(every, store, paths)
     datasets = sorted({cohort.dataset for cohorts in every for cohort in cohorts.values()})
-    absent = {name for name in datasets if not binarized(name).exists()}
-    return [*unnamed_runs(store, named, absent), *leftovers(store, named, datasets), *unnamed_cohorts(own)]
+    absent = {name for name in datasets if not paths.binarized(name).exists()}
+    return [
+        *unnamed_runs(store, named, absent),
+        *leftovers(store, named, datasets, paths),
+        *unnamed_cohorts(own, paths),
+    ]

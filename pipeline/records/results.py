@@ -31,6 +31,7 @@ from pipeline.experiments.cohorts import COHORTS
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.spec import CohortSpec, RunSpec, as_computed
 from pipeline.files import content_of, read_object, write_json
+from pipeline.records.facts import EvaluationFacts, TrainingFacts
 from pipeline.records.status import Status
 from pipeline.records.sums import check_sums, write_sums
 
@@ -67,8 +68,7 @@ class Waypoint:
     steps: int
     epochs: float
     status: str
-    evaluation: dict[str, Any]
-    """As of `RunResult`."""
+    evaluation: EvaluationFacts
     metrics: dict[str, float]
     """As of `RunResult`, as far as its evaluation goes."""
     arrays: dict[str, NDArray[Any]] = field(repr=False)
@@ -108,12 +108,8 @@ class RunResult:
     digest: str
     status: str
     """A `pipeline.records.status.Status` as text."""
-    training: dict[str, Any]
-    """steps, epochs, wall_s, stretches (where and how it was trained, from update to update), stacked (how many runs
-    trained together, which `wall_s` is the time of), started and finished (ISO 8601), device, threads, workers, torch,
-    python, git_revision, command, data (the whole of dataset.json: digests and sources)"""
-    evaluation: dict[str, Any]
-    """wall_s, device, torch, seed, digest, git_revision, command"""
+    training: TrainingFacts
+    evaluation: EvaluationFacts
     metrics: dict[str, float]
     arrays: dict[str, NDArray[Any]] = field(repr=False)
     waypoints: tuple[Waypoint, ...] = ()
@@ -268,11 +264,11 @@ def _provenance_of(result: RunResult, numbers: str) -> dict[str, Any]:
     }
 
 
-def _lasting(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _lasting(evaluation: EvaluationFacts) -> dict[str, Any]:
     return {key: value for key, value in evaluation.items() if key not in VARYING}
 
 
-def _varying(evaluation: dict[str, Any]) -> dict[str, Any]:
+def _varying(evaluation: EvaluationFacts) -> dict[str, Any]:
     return {key: value for key, value in evaluation.items() if key in VARYING}
 
 

@@ -31,6 +31,7 @@ from pipeline.experiments.schedule import waypoint_steps
 from pipeline.experiments.spec import RunSpec, origin_of
 from pipeline.files import disk_error, set_aside, sha256_file, write_text
 from pipeline.models.networks import Parameters, flatten
+from pipeline.records.facts import Stretch, TrainingFacts
 from pipeline.records.sealed import Damaged, load_tensors, peek, read_sealed_json, save_tensors, write_sealed_json
 from pipeline.records.status import Status
 
@@ -115,7 +116,7 @@ class RunState:
     seconds: float = 0.0
     started: str = ""
     diverged_at: int | None = None
-    stretches: list[dict[str, Any]] = field(default_factory=list)
+    stretches: list[Stretch] = field(default_factory=list)
     """Where and how it was trained, from update to update: a run may go from machine to machine."""
 
     @property
@@ -206,7 +207,7 @@ def read_history_rows(path: Path) -> list[list[float]]:
     return values
 
 
-def write_waypoint(job: Job, state: RunState, facts: dict[str, Any]) -> None:
+def write_waypoint(job: Job, state: RunState, facts: TrainingFacts) -> None:
     """Keep the state after `state.step` updates. `facts`: how the run was trained, for run.json.
 
     One that is there already and whole stays as it is: equal digests, equal numbers.

@@ -23,9 +23,9 @@ from pipeline.errors import UserError
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.evaluation.spacing import evenly_spaced
-from pipeline.experiments.cohorts import REPORTS, RUNS
 from pipeline.files import atomic_path, read_json, sha256_file, write_json
 from pipeline.models.networks import Parameters
+from pipeline.paths import Paths
 from pipeline.records.results import RunResult
 from pipeline.records.run_folder import WEIGHTS, is_whole, read_run, read_weights, waypoint_name
 from pipeline.records.store import training_folder
@@ -40,10 +40,6 @@ OBJECTIVES = ("iwae", "piwae", "miwae", "ciwae", "vae")
 ROUNDING = 0.01
 """Nats by which one image's log p_hat may differ: the random numbers are the same everywhere, and what is left is
 float32's rounding in another order."""
-
-
-def weights_folder(scale: str) -> Path:
-    return REPORTS / scale / "weights"
 
 
 def _row(result: RunResult) -> tuple[object, ...]:
@@ -69,10 +65,10 @@ def select(results: Iterable[RunResult]) -> list[RunResult]:
     return [result for turn in zip_longest(*rows.values()) for result in turn if result is not None]
 
 
-def _weights_of(result: RunResult, store: Path) -> Path | None:
+def _weights_of(result: RunResult, store: Path, paths: Paths) -> Path | None:
     """The weights of exactly this run, from `runs/` or the store."""
     steps = result.spec.total_steps
-    copied = training_folder(RUNS, result.cohort) / result.spec.name
+    copied = training_folder(paths.runs, result.cohort) / result.spec.name
     stored = store / result.digest / waypoint_name(steps)
     for folder in (copied, stored):
         if is_whole(folder, result.digest, (WEIGHTS,)) and read_run(folder)["steps"] == steps:
@@ -80,7 +76,7 @@ def _weights_of(result: RunResult, store: Path) -> Path | None:
     return None
 
 
-def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = False) -> list[str]:
+def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_all: bool = False) -> list[str]:
     """Fill the scale's weights folder as far as there is room; returns a sentence per thing to know.
 
     `list_all`: name each cell that stands for a table row without room, a line each.
@@ -89,7 +85,7 @@ def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = Fal
 
     Raises: UserError when there is nothing to ship.
     """
-    folder, limit = weights_folder(scale), 1e6 * MEGABYTES.get(scale, OTHER_MEGABYTES)
+    folder, limit = paths.weights(scale), 1e6 * MEGABYTES.get(scale, OTHER_MEGABYTES)
     known = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
     index: dict[str, dict[str, Any]] = {}
     served: set[tuple[object, ...]] = set()
@@ -98,7 +94,7 @@ def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = Fal
     for result in select(results):
         there = known.get(result.cell, {})
         kept = folder / there["file"] if there.get("digest") == result.digest else None
-        source = _weights_of(result, store) or (kept if kept is not None and kept.exists() else None)
+        source = _weights_of(result, store, paths) or (kept if kept is not None and kept.exists() else None)
         if source is None:
             absent.append(result.cell)
             continue
@@ -115,7 +111,8 @@ def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = Fal
                 shutil.copyfile(source, temporary)
         index[result.cell] = {"file": name, "digest": result.digest, "sha256": sha256}
     if not index:
-        raise UserError(f"{scale}: no weights of finished runs in {RUNS}/ or {store}/; `dvc pull` or train them first")
+        where = f"{paths.runs}/ or {store}/"
+        raise UserError(f"{scale}: no weights of finished runs in {where}; `dvc pull` or train them first")
     for path in folder.rglob("*.safetensors"):
         if path.relative_to(folder).as_posix() not in {entry["file"] for entry in index.values()}:
             path.unlink()
@@ -132,21 +129,22 @@ def ship(results: list[RunResult], scale: str, store: Path, list_all: bool = Fal
     return said
 
 
-def shipped_cells() -> list[str]:
+def shipped_cells(paths: Paths) -> list[str]:
     """Every cell whose weights are shipped, the papers' scale first."""
-    folders = sorted(REPORTS.glob(f"*/weights/{INDEX}"), key=lambda path: (path.parent.parent.name != "paper", path))
-    return [cell for path in folders for cell in read_json(path)]
+    found = paths.reports.glob(f"*/weights/{INDEX}")
+    indices = sorted(found, key=lambda path: (path.parent.parent.name != "paper", path))
+    return [cell for path in indices for cell in read_json(path)]
 
 
-def shipped_weights(result: RunResult) -> Path:
+def shipped_weights(result: RunResult, paths: Paths) -> Path:
     """The file with the weights of a committed result, verified.
 
     Raises: UserError when it is missing, damaged or of another run.
     """
-    folder = weights_folder(result.scale)
+    folder = paths.weights(result.scale)
     entry: dict[str, str] | None = (read_json(folder / INDEX) if (folder / INDEX).exists() else {}).get(result.cell)
     if entry is None:
-        known = ", ".join(shipped_cells()) or "none; `make weights` ships some"
+        known = ", ".join(shipped_cells(paths)) or "none; `make weights` ships some"
         raise UserError(f"{result.cell}: its weights are not shipped; choose one of: {known}")
     path = folder / entry["file"]
     if entry["digest"] != result.digest:

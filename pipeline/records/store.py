@@ -22,6 +22,7 @@ from pipeline.experiments.names import CellName
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, RunSpec, as_computed, digest, origin_of
 from pipeline.files import disk_error
+from pipeline.paths import HERE, Paths
 from pipeline.records.run_folder import (
     RUN_JSON,
     WEIGHTS,
@@ -39,7 +40,6 @@ from pipeline.work.locks import Busy, locked
 
 __all__ = ["Busy"]
 
-DEFAULT_STORE = Path(".store")
 STORE_VARIABLE = "ELBO_STORE"
 LOCK_SECONDS, LOCK_VARIABLE = 10.0, "ELBO_LOCK_SECONDS"
 """Workers of a killed trainer notice within a few steps; so long a new trainer waits for them."""
@@ -48,8 +48,10 @@ Marks = Mapping[str, tuple[int, ...]]
 """By trajectory (`trajectory_of`): the depths at which runs of the grid leave it."""
 
 
-def store_folder() -> Path:
-    return Path(os.environ.get(STORE_VARIABLE, DEFAULT_STORE))
+def store_folder(paths: Paths = HERE) -> Path:
+    """The store of a project: the folder that ELBO_STORE names, else the one within it."""
+    named = os.environ.get(STORE_VARIABLE)
+    return paths.store if named is None else Path(named)
 
 
 def training_folder(runs: Path, key: str) -> Path:

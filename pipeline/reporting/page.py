@@ -17,8 +17,9 @@ from pipeline.experiments.names import CohortKey
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
+from pipeline.records.metrics import value_of
 from pipeline.records.results import METRICS, RUNS, TOY, RunResult
-from pipeline.reporting.evidence.cells import NOT_RUN, PAPER_SCALE, gather, metric_of, objective_name
+from pipeline.reporting.evidence.cells import NOT_RUN, PAPER_SCALE, gather, objective_name
 from pipeline.reporting.evidence.claims import (
     FAILS,
     FAILS_ASSUMED,
@@ -195,7 +196,7 @@ def render_page(report: Report, sections: Sequence[Section], claims: Table, scal
 
 def key_numbers(run: RunResult) -> dict[str, float]:
     """What `dvc metrics show` has of a run: nats, but for active units; the paper's NLL where it is judged by."""
-    shown = {key: metric_of(run, key) for key in ("nll", "nll_se", "iwae_64", "kl_q_p", "active_units")}
+    shown = {key: value_of(run.metrics, key) for key in ("nll", "nll_se", "iwae_64", "kl_q_p", "active_units")}
     published = published_value(run, "nll")
     if published is not None and published.judged:
         nll = shown["nll"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.spec import BATCH_SIZE, RunSpec
-from pipeline.records.metrics import ACTIVE_VARIANCE
+from pipeline.records.metrics import METRIC_TABLE, value_of
 from pipeline.records.results import RunResult
 
 # Tags by which the store's runs are recognised.
@@ -22,7 +22,13 @@ COMPLETE = "complete"
 NOTE = "mlflow.note.content"
 COLOUR = "mlflow.runColor"
 
-FINAL_METRICS = ("nll", "nll_se", "nll_pruned", "iwae_64", "kl_q_p", "ess_64", "active_units_1", "active_units_2")
+FINAL_METRICS = (
+    *("nll", "nll_se", "nll_pruned", "iwae_64", "kl_q_p", "ess_64"),
+    *("active_units", "active_units_1", "active_units_2"),
+)
+"""What MLflow shows of an evaluation under `test/`; the artifact `result.json` has all of it."""
+WAYPOINT_METRICS = ("nll", "active_units")
+"""What it shows of the evaluations on the way, under `waypoint/`."""
 
 
 def experiment_name(scale: str, dataset: str) -> str:
@@ -126,38 +132,29 @@ def run_tags(
     return {name: value for name, value in tags.items() if value is not None}
 
 
-def active_units(metrics: Mapping[str, float]) -> float | None:
-    """Those of all layers together; None where they were not counted."""
-    units = [metrics[name] for name in ("active_units_1", "active_units_2") if name in metrics]
-    return sum(units) if units else None
+def _chosen(metrics: Mapping[str, float], names: Iterable[str], group: str) -> dict[str, float]:
+    """`<group>/<name>` -> the metric, as far as a run with these `metrics` has it."""
+    found = {f"{group}/{name}": value_of(metrics, name) for name in names}
+    return {name: round(value, 4) for name, value in found.items() if value is not None}
 
 
 def waypoint_metrics(result: RunResult) -> list[tuple[int, dict[str, float]]]:
     """Updates and the numbers under `waypoint/` there, to be drawn as curves; none for a run without waypoints."""
     if not result.waypoints:
         return []
-    points = []
-    for steps, metrics in (
-        *((w.steps, w.metrics) for w in result.waypoints),
-        (result.spec.total_steps, result.metrics),
-    ):
-        found = {"waypoint/nll": metrics.get("nll"), "waypoint/active_units": active_units(metrics)}
-        points.append((steps, {name: round(v, 4) for name, v in found.items() if v is not None and math.isfinite(v)}))
-    return points
+    measured = [*((waypoint.steps, waypoint.metrics) for waypoint in result.waypoints)]
+    measured.append((result.spec.total_steps, result.metrics))
+    return [(steps, _chosen(metrics, WAYPOINT_METRICS, "waypoint")) for steps, metrics in measured]
 
 
 def final_metrics(result: RunResult, paper: float | None) -> dict[str, float]:
     """The numbers of the evaluation under `test/`, and the published one, where there is one, under `paper/`."""
-    ours = result.metrics
-    values = {f"test/{name}": ours[name] for name in FINAL_METRICS if name in ours}
-    units = active_units(ours)
-    if units is not None:
-        values["test/active_units"] = units
-    if paper is not None:
-        values["paper/nll"] = paper
-        if "nll" in ours:
-            values["paper/delta"] = ours["nll"] - paper
-    return {name: round(value, 4) for name, value in values.items() if math.isfinite(value)}
+    values = _chosen(result.metrics, FINAL_METRICS, "test")
+    if paper is not None and math.isfinite(paper):
+        values["paper/nll"] = round(paper, 4)
+        if (nll := value_of(result.metrics, "nll")) is not None:
+            values["paper/delta"] = round(nll - paper, 4)
+    return values
 
 
 def fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
@@ -173,13 +170,22 @@ def fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _meanings() -> str:
+    """A line for each metric under `test/`, of the one table of metrics."""
+    lines = []
+    for name in FINAL_METRICS:
+        metric = METRIC_TABLE[name]
+        better = f", {metric.better} is better" if metric.better else ""
+        lines.append(f"- `test/{name}` ({metric.unit}{better}): {metric.meaning}")
+    return "\n".join(lines)
+
+
 def description(scale: str, dataset: str) -> str:
     """What the page of one MLflow experiment says on top, in Markdown; its first line also stands in their list."""
     return (
         f"{dataset} at scale {scale}: runs of Burda et al. (2016) and Rainforth et al. (2018).\n"
-        "\n- `test/nll`: negative log-likelihood in nats, lower is better; `test/nll_se`: its standard error\n"
+        f"\n{_meanings()}\n"
         "- `paper/nll`: the published value, `paper/delta`: ours minus the paper's\n"
-        f"- `test/active_units`: latent units with variance above {ACTIVE_VARIANCE}; `test/kl_q_p`: -KL(Q||P)\n"
         "- `train/*`: averages per image over training, in nats\n"
         "- `waypoint/*`: NLL and active units at the ends of the schedule's stages\n"
         "- `beta`: weight of the VAE's bound: 1 for VAE, 0 for IWAE, MIWAE and PIWAE, between for CIWAE\n\n"

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.catalogue import SIDE
 from pipeline.records.metrics import ACTIVE_VARIANCE
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-SIDE, TIMES = 28, 2
-"""Pixels a side of an image, and how many times as large it is shown."""
+TIMES = 2
+"""How many times as large an image is shown."""
 DECODED_ROWS = 8
 """So many decoded samples of each image are shown."""
 

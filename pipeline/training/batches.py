@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.draws.philox import normal, stream_key, uniform
 from pipeline.draws.streams import Stream
 from pipeline.experiments.spec import BATCH_SIZE, RunSpec

@@ -8,6 +8,7 @@ from functools import cache
 from torch import Tensor
 
 from pipeline.errors import UserError
+from pipeline.experiments.choices import AUTO, COMPILED, FUSED, GRAPH, PLAIN
 from pipeline.experiments.spec import RunSpec
 from pipeline.records.run_folder import RunState
 from pipeline.training.compiled_stack import CompiledStack, why_not_compiled
@@ -15,13 +16,12 @@ from pipeline.training.device_stack import DeviceStack, Means
 from pipeline.training.plain_stack import PlainStack
 from pipeline.training.stack import Stack
 
-AUTO, PLAIN = "auto", PlainStack.engine
 COMPILED_ONLY = "bfloat16-backward"
 """The precision that no other engine has."""
 DEVICE_ENGINES = {
-    "fused": Means(graph=True, compile=True, fuse_output=True),
-    "compiled": Means(graph=True, compile=True),
-    "graph": Means(graph=True),
+    FUSED: Means(graph=True, compile=True, fuse_output=True),
+    COMPILED: Means(graph=True, compile=True),
+    GRAPH: Means(graph=True),
 }
 """Those of a GPU, the most promising first: `auto` takes the first that runs here and agrees with the plain one."""
 TRIED_STEPS = 5

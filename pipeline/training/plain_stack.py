@@ -6,6 +6,7 @@ from typing import final
 
 from torch import Tensor
 
+from pipeline.experiments.choices import PLAIN
 from pipeline.experiments.spec import RunSpec
 from pipeline.models.products import torch_in_tf32
 from pipeline.records.run_folder import RunState
@@ -17,7 +18,7 @@ from pipeline.training.update import Update
 class PlainStack(Stack):
     """The oracle of the other engines, and what runs where none of them does."""
 
-    engine = "plain"
+    engine = PLAIN
     steps_between_checks = 10
 
     def __init__(self, runs: list[RunSpec], states: list[RunState], images: Tensor) -> None:

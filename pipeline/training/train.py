@@ -12,15 +12,18 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.datasets import DatasetFacts
+from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import history_steps
 from pipeline.models.gradient import estimator_key
 from pipeline.models.networks import initial_weights
+from pipeline.records.facts import Conditions, Stretch, TrainingFacts
 from pipeline.records.run_folder import (
     HISTORY_COLUMNS,
     Job,
@@ -33,7 +36,7 @@ from pipeline.records.run_folder import (
     stored_state,
     write_waypoint,
 )
-from pipeline.training.engines import AUTO, stack_for
+from pipeline.training.engines import stack_for
 from pipeline.training.optimizer import second_moment_start
 from pipeline.training.stack import Stack
 from pipeline.work.interruption import Interrupted
@@ -91,7 +94,7 @@ def train(
         for job in claimed:
             state = stored_state(job) or initial_state(job, images)
             state.started = state.started or _now()
-            _begin_stretch(state, {**_without_data(facts), **_machine_facts(images.device)})
+            _begin_stretch(state, _conditions(facts, images.device))
             states[job.digest] = state
             report(Progress(job.spec.name, state.step, list(state.history)))
         while waiting := [job for job in claimed if job.digest in states]:
@@ -135,10 +138,6 @@ def _next_group(waiting: list[Job], states: dict[str, RunState]) -> tuple[list[J
     return sorted(group, key=lambda job: estimator_key(job.spec)), until
 
 
-def _without_data(facts: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in facts.items() if key != DATA}
-
-
 def run_lock(job: Job, wait_seconds: float) -> AbstractContextManager[None]:
     """Keeps every other process from training a run; the worker that trains it holds it.
 
@@ -155,12 +154,11 @@ class _Lockstep:
         stack: Stack,
         jobs: list[Job],
         states: list[RunState],
-        data: Any,
+        data: DatasetFacts | None,
         report: Callable[[Progress], None],
         stop: Callable[[], bool],
         checkpoint_seconds: float,
     ) -> None:
-        """`data`: what is known of the runs' dataset, for run.json."""
         self._stack, self._jobs, self._states, self._data = stack, jobs, states, data
         self._report, self._stop, self._checkpoint_seconds = report, stop, checkpoint_seconds
         self._points = [set(history_steps(job.spec)) for job in jobs]
@@ -200,7 +198,7 @@ class _Lockstep:
         every = zip(self._jobs, self._states, self._waypoints, self._checkpoints, strict=True)
         for job, state, steps, path in every:
             if event in steps:
-                write_waypoint(job, state, {**training_facts(job, state), DATA: self._data})
+                write_waypoint(job, state, training_facts(job, state, self._data))
                 if checkpoint_step(path) <= event:
                     path.unlink(missing_ok=True)
         for job, new in zip(self._jobs, rows, strict=True):
@@ -213,7 +211,7 @@ class _Lockstep:
         took = time.monotonic() - self._start
         for state, (seconds, wall) in zip(self._states, self._before, strict=True):
             state.seconds = seconds + took
-            state.stretches[-1] |= {"to": state.step, "wall_s": round(wall + took, 3), "finished": _now()}
+            state.stretches[-1].update({"to": state.step, "wall_s": round(wall + took, 3), "finished": _now()})
             if state.diverged_at is None and not bool(torch.isfinite(state.flat).all()):
                 state.diverged_at = state.step
 
@@ -241,28 +239,30 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _machine_facts(device: torch.device) -> dict[str, Any]:
-    return {
+def _conditions(facts: dict[str, Any], device: torch.device) -> Conditions:
+    """`facts`: what the caller tells of them, and the data, which is no condition."""
+    machine = {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
+    return cast(Conditions, {**{key: value for key, value in facts.items() if key != DATA}, **machine})
 
 
-def _begin_stretch(state: RunState, facts: dict[str, Any]) -> None:
+def _begin_stretch(state: RunState, conditions: Conditions) -> None:
     """Training goes on here: in the last stretch where all is as it was then, else in one of its own."""
     times = ("from", "to", "wall_s", "started", "finished", "engine")
-    if state.stretches and {k: v for k, v in state.stretches[-1].items() if k not in times} == facts:
+    if state.stretches and {k: v for k, v in state.stretches[-1].items() if k not in times} == conditions:
         return
-    opened = {"from": state.step, "to": state.step, "wall_s": 0.0, "started": _now(), "finished": _now()}
-    state.stretches.append({**facts, **opened})
+    opened: Stretch = {"from": state.step, "to": state.step, "wall_s": 0.0, "started": _now(), "finished": _now()}
+    state.stretches.append({**conditions, **opened})
 
 
-def training_facts(job: Job, state: RunState) -> dict[str, Any]:
-    """How a run came to where it is: the facts of its last stretch, its length and time, and every stretch."""
-    last = {key: value for key, value in state.stretches[-1].items() if key not in ("from", "to")}
-    return {
+def training_facts(job: Job, state: RunState, data: DatasetFacts | None) -> TrainingFacts:
+    """How a run came to where it is."""
+    last = cast(TrainingFacts, {name: told for name, told in state.stretches[-1].items() if name not in ("from", "to")})
+    found: TrainingFacts = {
         **last,
         "steps": state.step,
         "epochs": state.step / job.spec.steps_per_epoch,
@@ -270,6 +270,9 @@ def training_facts(job: Job, state: RunState) -> dict[str, Any]:
         "started": state.started,
         "stretches": state.stretches,
     }
+    if data is not None:
+        found["data"] = data
+    return found
 
 
 def history_rows(rows: list[list[float]]) -> list[dict[str, float]]:

@@ -20,12 +20,12 @@ from pipeline.evaluation.cohort import (
     heal_evaluations,
     result_of,
 )
-from pipeline.experiments.cohorts import binarized, results_folder
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.paths import HERE, Paths
 from pipeline.records.results import save_results
 from pipeline.records.run_folder import HISTORY_COLUMNS, RUN_JSON, Job, read_run
 from pipeline.records.status import FINISHED
-from pipeline.records.store import store_folder, training_folder
+from pipeline.records.store import training_folder
 from pipeline.training.cohort import relative_cost, train_jobs
 from pipeline.training.train import Progress
 from pipeline.work.console import ProgressMeter, Whole
@@ -87,6 +87,7 @@ def train_waiting(
     machine: Machine,
     facts: dict[str, Any],
     pace: Pace,
+    paths: Paths,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     started: Callable[[], None] = lambda: None,
     whole: Whole | None = None,
@@ -118,7 +119,7 @@ def train_waiting(
         pace.note(progress.run, progress.step, time.monotonic())
         on_progress(progress)
 
-    data = binarized(cohort.dataset)
+    data = paths.binarized(cohort.dataset)
     recorded = {**facts, "data": load_dataset(data).info, "workers": machine.workers}
     try:
         train_jobs(jobs, data, machine, recorded, note, started, wait_seconds)
@@ -129,6 +130,8 @@ def train_waiting(
 def evaluate_waiting(
     cohort: CohortSpec,
     runs: list[Finished],
+    store: Path,
+    paths: Paths,
     machine: Machine,
     facts: dict[str, Any],
     on_run: Callable[[str], None] = lambda name: None,
@@ -140,10 +143,9 @@ def evaluate_waiting(
 
     Raises: UserError with what went wrong; Stopped when asked to stop.
     """
-    store = store_folder()
     every = [own for run in runs for own in (*earlier_waypoints(run, store), run)]
-    made = evaluate_waypoints(cohort, every, store, machine, facts, on_run)
-    write_results(cohort, runs, store)
+    made = evaluate_waypoints(cohort, every, store, paths, machine, facts, on_run)
+    write_results(cohort, runs, store, paths)
     return made
 
 
@@ -151,6 +153,7 @@ def evaluate_waypoints(
     cohort: CohortSpec,
     every: Sequence[Finished],
     store: Path,
+    paths: Paths,
     machine: Machine,
     facts: dict[str, Any],
     on_run: Callable[[str], None] = lambda name: None,
@@ -168,22 +171,24 @@ def evaluate_waypoints(
         on_run(name)
 
     try:
-        evaluate_cohort(every, binarized(cohort.dataset), store, machine, facts, note)
+        evaluate_cohort(every, paths.binarized(cohort.dataset), store, machine, facts, note)
     finally:
         meter.close()
     return waiting
 
 
-def write_results(cohort: CohortSpec, runs: list[Finished], store: Path) -> None:
+def write_results(cohort: CohortSpec, runs: list[Finished], store: Path, paths: Paths) -> None:
     """Write `reports/<scale>/results/<cohort>/` from evaluated runs, each with its earlier waypoints as far as these
     are evaluated."""
     results = [
         result_of(cohort, run, [own for own in earlier_waypoints(run, store) if own.is_evaluated]) for run in runs
     ]
-    save_results(results_folder(cohort.key), results)
+    save_results(paths.cohort_results(cohort.key), results)
 
 
-def write_standing(cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: EvaluationSpec) -> None:
+def write_standing(
+    cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: EvaluationSpec, paths: Paths = HERE
+) -> None:
     """The same of a cohort that may not be done: each run as it was at the deepest waypoint that was evaluated.
 
     `jobs`: the cohort's, in the store. A run without an evaluation is left out; without any run, nothing is written.
@@ -192,7 +197,7 @@ def write_standing(cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: E
     every = [[own for own in due_waypoints(job, run, store, spec) if own.is_evaluated] for job, run in pairs]
     results = [result_of(cohort, series[-1], series[:-1]) for series in every if series]
     if results:
-        save_results(results_folder(cohort.key), results)
+        save_results(paths.cohort_results(cohort.key), results)
 
 
 def diverged(cohort: CohortSpec, jobs: list[Job]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from pipeline.errors import UserError
+from pipeline.experiments.choices import AUTO
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Machine:
     device: torch.device
     workers: int
     checkpoint_seconds: float
-    engine: str = "auto"
+    engine: str = AUTO
     name: str | None = None
 
 
@@ -50,7 +51,7 @@ def this_machine(
     device: str,
     workers: int | str,
     checkpoint_seconds: float,
-    engine: str = "auto",
+    engine: str = AUTO,
     asked: str = "params.yaml: device: cuda",
 ) -> Machine:
     """What params.yaml or a command asks for, resolved. `asked`: how it asks for CUDA, for the message.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.evaluation.ais import (
     AisSpec,
     ChainNoise,

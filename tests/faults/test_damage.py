@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from pipeline.data.catalogue import DATASETS
 from pipeline.data.datasets import INFO, TEST_BITS, TEST_IMAGES, TEST_LABELS, TRAIN_IMAGES, TRAIN_LABELS
 from pipeline.errors import UserError
 from pipeline.experiments import grid
-from pipeline.experiments.cohorts import COHORTS, results_folder
 from pipeline.experiments.params import load_params
 from pipeline.files import write_json
+from pipeline.paths import HERE
 from pipeline.records.results import cohort_results
 from pipeline.work import interruption
 from stages import evaluate, train
@@ -110,16 +111,16 @@ def call(main: Callable[[], None], *words: str) -> None:
 
 def run_all() -> None:
     """What `dvc repro` does for a cohort, in this process."""
-    grid.check_in_step(load_params(grid.PARAMS), COHORTS)
-    call(train.main, COHORT)
-    call(evaluate.main, COHORT)
+    grid.check_in_step(load_params(HERE.params), HERE.cohorts)
+    call(partial(train.main, HERE), COHORT)
+    call(partial(evaluate.main, HERE), COHORT)
 
 
 def numbers() -> Numbers:
     """The numbers that reports and MLflow would show."""
     return {
         result.spec.name: (result.metrics, result.arrays["log_p_hat"].tolist())
-        for result in cohort_results(results_folder(COHORT))
+        for result in cohort_results(HERE.cohort_results(COHORT))
     }
 
 

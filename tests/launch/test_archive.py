@@ -19,10 +19,10 @@ import torch
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import owner
 from pipeline.launch.archive import MANIFEST, pack, unpack
+from pipeline.paths import HERE
 from pipeline.records.run_folder import CHECKPOINT, Job, checkpoint_step
 from pipeline.records.sealed import _json_sha256
 from pipeline.records.store import cohort_lock, stored_jobs
@@ -43,13 +43,13 @@ CHOSEN = tuple(COHORTS.values())
 
 
 def jobs(store: Path = STORE) -> list[Job]:
-    digest = load_dataset(binarized("mnist")).digest
+    digest = load_dataset(HERE.binarized("mnist")).digest
     return [job for cohort in CHOSEN for job in stored_jobs(cohort, COHORTS, digest, store, "cpu")]
 
 
 def advance(job: Job, checks: int | None) -> None:
     """Train a job to its end, or until it was asked so often whether to stop."""
-    data = load_dataset(binarized("mnist"))
+    data = load_dataset(HERE.binarized("mnist"))
     asked = 0
 
     def stop() -> bool:
@@ -94,7 +94,7 @@ def content(store: Path) -> dict[str, bytes]:
 
 
 def packed(name: str = "runs.tar") -> Path:
-    assert pack(Path(name), CHOSEN, COHORTS, STORE).startswith(f"{name}: 1 finished runs, 1 begun ones, ")
+    assert pack(Path(name), CHOSEN, COHORTS, STORE, HERE).startswith(f"{name}: 1 finished runs, 1 begun ones, ")
     return Path(name)
 
 
@@ -112,7 +112,7 @@ def test_everything_arrives_but_locks_and_leftovers() -> None:
 
 
 def test_chosen_cohorts_alone() -> None:
-    pack(Path("runs.tar"), CHOSEN[1:], COHORTS, STORE)
+    pack(Path("runs.tar"), CHOSEN[1:], COHORTS, STORE, HERE)
     unpack(Path("runs.tar"), OTHER)
     done, begun = jobs(OTHER)
     assert not done.folder.exists()
@@ -134,7 +134,7 @@ def test_more_is_never_replaced_by_less() -> None:
     assert checkpoint_step(jobs(OTHER)[1].folder / CHECKPOINT) == ahead
     # A finished run takes the place of a checkpoint, and no checkpoint that of a finished run.
     advance(begun, None)
-    pack(Path("all.tar"), CHOSEN, COHORTS, STORE)
+    pack(Path("all.tar"), CHOSEN, COHORTS, STORE, HERE)
     assert "1 finished runs and 0 begun ones" in unpack(Path("all.tar"), OTHER)
     assert jobs(OTHER)[1].is_finished
     assert not (jobs(OTHER)[1].folder / CHECKPOINT).exists()
@@ -217,16 +217,16 @@ def test_a_cut_file_is_not_taken() -> None:
 
 def test_a_cohort_in_work_is_not_packed() -> None:
     with cohort_lock(STORE, CHOSEN[1].key), pytest.raises(UserError, match="is working on it"):
-        pack(Path("runs.tar"), CHOSEN, COHORTS, STORE)
+        pack(Path("runs.tar"), CHOSEN, COHORTS, STORE, HERE)
     assert not Path("runs.tar").exists()
 
 
 def test_nothing_to_pack() -> None:
     with pytest.raises(UserError, match="holds no run or checkpoint of the chosen cohorts"):
-        pack(Path("runs.tar"), CHOSEN, COHORTS, OTHER)
+        pack(Path("runs.tar"), CHOSEN, COHORTS, OTHER, HERE)
     other = replace(CHOSEN[0], runs=(make_run(dataset="omniglot"),))
     with pytest.raises(UserError, match="nothing to pack"):
-        pack(Path("runs.tar"), (other,), {other.key: other}, STORE)
+        pack(Path("runs.tar"), (other,), {other.key: other}, STORE, HERE)
 
 
 def test_a_state_that_was_damaged_before_it_was_packed_is_named_and_the_rest_is_taken() -> None:

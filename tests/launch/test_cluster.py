@@ -12,7 +12,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import (
     COHORTS,
@@ -37,11 +36,12 @@ from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import write_json
 from pipeline.launch import __main__ as launch
 from pipeline.launch import cluster as driver
+from pipeline.launch import cluster_nodes, placement
+from pipeline.launch.cluster_nodes import LOOPBACK_VARIABLE
 from pipeline.launch.cluster_task import SCRATCH, Order
 from pipeline.launch.launcher import Project
 from pipeline.launch.launcher import run as run_launcher
-from pipeline.records.run_folder import CHECKPOINT, Job, checkpoint_step
-from pipeline.records.store import cohort_lock, store_folder, stored_jobs
+from pipeline.records.store import cohort_lock, store_folder
 from pipeline.work import interruption
 from pipeline.work.machine import Machine
 from tests.conftest import PATIENCE_SECONDS, ROOT, make_images, make_run, wait_for, write_dataset
@@ -58,6 +58,9 @@ MADE = (
 EVALUATION = EvaluationSpec(
     seed=1, num_samples=100, bound_samples=10, test_images=5, train_images=0, pruned_images=0, diagnostic_images=0
 )
+EVALUATION = replace(EVALUATION, earlier=replace(EVALUATION, test_images=4))
+LONG = f"{FIRST}/{make_run().name}"
+"""A run with waypoints after 10, 40, 130, 400 and 1,200 updates."""
 
 
 @pytest.fixture(scope="module")
@@ -101,8 +104,8 @@ def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """A head with a CPU; each test adds what it may lose."""
-    os.environ[driver.LOOPBACK_VARIABLE] = "0"
+    """A head without a CPU; each test adds what it may lose."""
+    os.environ[LOOPBACK_VARIABLE] = "0"
     pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
     from ray.cluster_utils import Cluster
 
@@ -111,7 +114,7 @@ def cluster() -> Iterator[Any]:
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     found = Cluster()
-    found.add_node(num_cpus=1, node_ip_address="127.0.0.1", include_dashboard=False)
+    found.add_node(num_cpus=0, node_ip_address="127.0.0.1", include_dashboard=False)
     yield found
     found.shutdown()
     os.environ.pop("PYTHONPATH")
@@ -127,8 +130,8 @@ def second_node(cluster: Any) -> Iterator[Any]:
         cluster.remove_node(node)
 
 
-def go(project: Project, cluster: Any, workers: int = 1) -> int:
-    return driver.run(project, cluster.address, "auto", workers)
+def go(project: Project, cluster: Any, epochs: Sequence[int] = ()) -> int:
+    return driver.run(project, cluster.address, "auto", epochs=epochs)
 
 
 def numbers(folder: Path, cohort: str) -> dict[str, Any]:
@@ -144,16 +147,11 @@ def assert_same(folder: Path, project: Path, *keys: str) -> None:
     for key in keys or [cohort.key for cohort in MADE]:
         assert numbers(folder, key) == numbers(unbroken, key)
         for run in json.loads((unbroken / results_folder(key) / "runs.json").read_text()).values():
-            deepest = max((unbroken / ".store" / run["digest"]).glob("waypoint-*"))
-            expected = sorted(deepest.glob("*.safetensors"))
+            expected = sorted((unbroken / ".store" / run["digest"]).glob("waypoint-*/*.safetensors"))
             assert {path.name for path in expected} == {"weights.safetensors", "optimizer.safetensors"}
             for path in expected:
                 ours, theirs = load_file(folder / path.relative_to(unbroken)), load_file(path)
                 assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
-
-
-def jobs(project: Project, key: str) -> list[Job]:
-    return stored_jobs(project.cohorts[key], project.cohorts, load_dataset(binarized("mnist")).digest, project.store)
 
 
 def once(condition: Callable[[], Any], action: Callable[[], None]) -> threading.Thread:
@@ -180,22 +178,45 @@ def test_two_nodes_train_everything(
     assert_same(Path.cwd(), project)
     assert "3 cohorts: 3 done, 0 begun, 0 to do" in output
     # What continues another cohort comes behind it.
-    assert output.index(f"{FIRST}: done") < output.index(f"{SECOND}: done")
+    assert output.index(f"{LONG}: done") < output.index(f"{SECOND}/{make_run().name}: done")
     # Nothing is left to do, for the launcher either.
     assert run_launcher(here, None) == 0
     assert "training" not in capsys.readouterr().out
 
 
+def test_cohorts_train_in_whole_where_they_are_the_unit(
+    here: Project, project: Path, cluster: Any, second_node: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on GPUs, of which this cluster has none."""
+    monkeypatch.setattr(driver, "single_runs", lambda chosen: chosen)
+    for module in (driver, placement):
+        monkeypatch.setattr(module, "unit_name", lambda cohort, on_gpu: cohort.key)
+    assert go(here, cluster) == 0
+    assert_same(Path.cwd(), project)
+
+
+def test_all_go_to_an_epoch_before_one_goes_deeper(
+    here: Project, project: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On one core: where others are free, they take what goes deeper when nothing else waits."""
+    own = replace(here, chosen=(here.cohorts[FIRST],))
+    node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
+    try:
+        assert go(own, cluster, epochs=[1, 4]) == 0
+    finally:
+        cluster.remove_node(node)
+    done = re.findall(r"^(.*): done ->", capsys.readouterr().out, re.MULTILINE)
+    other = f"{FIRST}/vae-M5-K1-s0"
+    assert [set(done[:2]), set(done[2:4]), set(done[4:])] == [{LONG, other}] * 3
+    assert_same(Path.cwd(), project, FIRST)
+
+
 def steps_of(project: Project, key: str) -> int:
-    """Updates of the cohort that came home in checkpoints and finished runs."""
-
-    def steps(job: Job) -> int:
-        try:
-            return job.spec.total_steps if job.is_finished else checkpoint_step(job.folder / CHECKPOINT)
-        except UserError:  # It was replaced meanwhile.
-            return 0
-
-    return sum(map(steps, jobs(project, key)))
+    """Updates of the cohort that came home in checkpoints and waypoints."""
+    try:
+        return sum(job.steps_done for job in project.jobs(project.cohorts[key]))
+    except UserError:  # One was replaced meanwhile.
+        return 0
 
 
 def worker_of(node: Any) -> int | None:
@@ -212,8 +233,9 @@ def worker_of(node: Any) -> int | None:
 def test_a_killed_worker_and_a_lost_node_change_nothing(
     here: Project, project: Path, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two processes a cohort, for which one of two nodes has room: that one's worker is killed, then a whole node."""
-    own = replace(here, chosen=(here.cohorts[FIRST],))
+    """A single run: its worker is killed, then the node that it is on."""
+    cohort = here.cohorts[FIRST]
+    own = replace(here, chosen=(replace(cohort, runs=cohort.runs[:1]),))
     nodes = [second_node, cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")]
     lost: list[int] = []
 
@@ -231,16 +253,25 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
 
     threads = [once(lambda: steps_of(own, FIRST) > 0, kill)]
     try:
-        assert go(own, cluster, workers=2) == 0
+        assert go(own, cluster) == 0
     finally:
         for thread in threads:
             thread.join()
-        for node in nodes:
+        for node in nodes[1:]:
             cluster.remove_node(node)
     said = capsys.readouterr().err
     shares = [float(share) for share in re.findall(r"was lost; it goes on from the ([0-9.]+) % that came home", said)]
     assert len(lost) == len(shares) == 2
     assert 0 < shares[0] < shares[1]
+    # The other run of the cohort, on a node that joins.
+    if second_node not in cluster.list_all_nodes():
+        nodes.append(cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1"))
+    try:
+        assert go(replace(here, chosen=(cohort,)), cluster) == 0
+    finally:
+        for node in nodes:
+            if node is not second_node:
+                cluster.remove_node(node)
     assert_same(Path.cwd(), project, FIRST)
 
 
@@ -253,13 +284,13 @@ def test_a_killed_driver_goes_on(
     wait_for(lambda: steps_of(own, FIRST), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not all(job.is_finished for job in jobs(own, FIRST))
+    assert not all(job.is_finished for job in own.jobs(own.cohorts[FIRST]))
     # And one that is asked to stop.
     before = steps_of(own, FIRST)
     once(lambda: steps_of(own, FIRST) > before, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert go(own, cluster) == 130
     captured = capsys.readouterr()
-    assert "stopped by a signal: checkpoints are in the store" in captured.err
+    assert "stopped by a signal: checkpoints are on disk" in captured.err
     assert f"{FIRST}   2 runs" in captured.out
     assert before < steps_of(own, FIRST)
     interruption.clear()
@@ -276,28 +307,30 @@ def test_out_of_memory_is_tried_alone_and_then_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """The tasks are real but for their want of memory: one has enough on a whole node, one has not."""
-    real = driver.cohort_task
+    real = driver.unit_task
 
     def hungry(order: Order, *rest: Any) -> tuple[str, str]:
         import ray
 
         alone = ray.get_runtime_context().get_assigned_resources()["CPU"] == 2
-        if not alone or order.cohort.key == "tiny/first-mnist-1L-T5":
+        if not alone or order.unit.key == "tiny/first-mnist-1L-T5":
             return "out of memory", "torch.OutOfMemoryError: CUDA out of memory"
         return real(order, *rest)
 
-    monkeypatch.setattr(driver, "cohort_task", hungry)
+    monkeypatch.setattr(driver, "unit_task", hungry)
     own = replace(here, chosen=(here.cohorts[FIRST], here.cohorts[THIRD]))
     assert go(own, cluster) == 1
     said = capsys.readouterr().err
-    assert f"{THIRD}: out of memory; it goes on alone" in said
-    assert f"error: {FIRST}: torch.OutOfMemoryError" in said
-    assert f"error: {FIRST} failed (see above)" in said
+    assert f"{THIRD}/vae-M1-K1-s0: out of memory; it goes on alone" in said
+    assert f"error: {LONG}: torch.OutOfMemoryError" in said
+    failed = re.search(r"^error: (.*) failed \(see above\)$", said, re.MULTILINE)
+    assert failed is not None
+    assert set(failed[1].split(", ")) == {LONG, f"{FIRST}/vae-M5-K1-s0"}
     assert_same(Path.cwd(), project, THIRD)
 
 
 def test_another_version_is_refused(here: Project, cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(driver, "project_version", lambda: "source 0123, torch 9.9")
+    monkeypatch.setattr(cluster_nodes, "project_version", lambda: "source 0123, torch 9.9")
     with pytest.raises(UserError, match=r"has another version of this project \(source .*, torch .*\) than the driver"):
         go(here, cluster)
     assert not here.store.exists()
@@ -307,15 +340,17 @@ def test_what_another_process_works_on_is_left(here: Project, cluster: Any, caps
     own = replace(here, chosen=(here.cohorts[FIRST],))
     with cohort_lock(own.store, FIRST):
         assert go(own, cluster) == 1
-    assert f"{FIRST}: process {os.getpid()} is working on this cohort" in capsys.readouterr().out
+    assert f"{FIRST}: process {os.getpid()} is working on it" in capsys.readouterr().out
 
 
-def test_a_dry_run_tells_the_plan(here: Project, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cluster.run(here, cluster.address, "auto", 1, dry=True) == 0
+def test_a_dry_run_tells_the_plan(
+    here: Project, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert driver.run(here, cluster.address, "auto", dry=True) == 0
     output = capsys.readouterr().out
-    assert "1 CPUs" in output
-    assert f"{FIRST}: 0 GPU, 1 CPU, not timed yet" in output
-    assert f"{SECOND}: 0 GPU, 1 CPU, not timed yet, after {FIRST}" in output
+    assert "2 CPUs" in output
+    assert f"{LONG}: 0 GPU, 1 CPU, 1.0 GiB, not timed yet" in output
+    assert f"{SECOND}/{make_run().name}: 0 GPU, 1 CPU, 1.0 GiB, not timed yet, after {LONG}" in output
     assert not here.store.exists()
 
 

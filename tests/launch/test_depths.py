@@ -17,11 +17,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from pipeline.experiments.cohorts import results_folder
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.launch.cores import run
 from pipeline.launch.launcher import Project, cut
 from pipeline.launch.plan import DONE
+from pipeline.paths import HERE
 from pipeline.records.results import ARRAYS, METRICS, RUNS, WAYPOINTS, load_results, load_under_way
 from pipeline.records.run_folder import HISTORY, HISTORY_COLUMNS, OPTIMIZER, WEIGHTS, read_run, stored_waypoints
 from pipeline.work import interruption
@@ -86,7 +86,7 @@ def assert_same_runs(ours: Project, theirs: Project) -> None:
 def lasting(scale: str) -> dict[str, bytes]:
     """The results that are the same whenever they are made."""
     return {
-        f"{key}/{name}": (results_folder(f"{scale}/{key}") / name).read_bytes()
+        f"{key}/{name}": (HERE.cohort_results(f"{scale}/{key}") / name).read_bytes()
         for key in (NAME, "then")
         for name in (RUNS, METRICS, WAYPOINTS, ARRAYS)
     }

@@ -21,7 +21,7 @@ import torch
 from safetensors.numpy import load_file
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS, load_cohorts, load_evaluation, load_order, results_folder
+from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_order
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.launch import __main__ as command_line
 from pipeline.launch.cores import forecast, pieces
@@ -40,6 +40,7 @@ from pipeline.launch.plan import (
     remember,
     run_shape,
 )
+from pipeline.paths import HERE
 from pipeline.records.store import store_folder
 from pipeline.training.train import run_lock
 from pipeline.work import interruption
@@ -57,7 +58,7 @@ STEPS = 2_500
 
 
 def digest_of(project: Path, cohort: str) -> str:
-    runs: dict[str, Any] = json.loads((project / results_folder(cohort) / "runs.json").read_text())
+    runs: dict[str, Any] = json.loads((project / HERE.cohort_results(cohort) / "runs.json").read_text())
     digest: str = runs[CELLS[cohort]]["digest"]
     return digest
 
@@ -111,7 +112,7 @@ def bare_copy(project: Path, folder: Path) -> Path:
 
 def numbers(folder: Path, cohort: str) -> dict[str, Any]:
     """All that a cohort's results hold apart from times and the way they were made."""
-    results = folder / results_folder(cohort)
+    results = folder / HERE.cohort_results(cohort)
     arrays = dict(np.load(results / "arrays.npz"))
     kept = {name: array.tolist() for name, array in arrays.items() if not name.endswith("/seconds")}
     return {"metrics": json.loads((results / "metrics.json").read_text()), **kept}
@@ -127,7 +128,7 @@ def assert_same(folder: Path, project: Path) -> None:
 
 
 def test_each_number_names_what_made_it(project: Path) -> None:
-    (entry,) = json.loads((project / results_folder(FIRST) / "provenance.json").read_text()).values()
+    (entry,) = json.loads((project / HERE.cohort_results(FIRST) / "provenance.json").read_text()).values()
     head = run(project, "git", "rev-parse", "HEAD").stdout.strip()
     for made in (entry["training"], entry["evaluation"]):
         assert made["git_revision"].removesuffix("-dirty") == head
@@ -147,9 +148,9 @@ def test_the_stages_take_over_what_was_launched(project: Path) -> None:
 def in_this_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.chdir(folder)
     monkeypatch.delenv("ELBO_STORE", raising=False)
-    cohorts = load_cohorts(COHORTS)
-    chosen = tuple(cohorts[key] for key in load_order(COHORTS))
-    evaluations = {key: load_evaluation(COHORTS, cohort) for key, cohort in cohorts.items()}
+    cohorts = load_cohorts(HERE.cohorts)
+    chosen = tuple(cohorts[key] for key in load_order(HERE.cohorts))
+    evaluations = {key: load_evaluation(HERE.cohorts, cohort) for key, cohort in cohorts.items()}
     return Project(cohorts, evaluations, chosen, store_folder(), Machine(torch.device("cpu"), 1, 1e9))
 
 
@@ -286,7 +287,7 @@ def test_what_is_recorded_is_not_trained_again(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = bare_copy(project, tmp_path)
-    shutil.copytree(project / results_folder(FIRST), folder / results_folder(FIRST))
+    shutil.copytree(project / HERE.cohort_results(FIRST), folder / HERE.cohort_results(FIRST))
     own = in_this_process(folder, monkeypatch)
     assert run_launcher(own, None) == 1, "what is blocked is work that was not done"
     assert {item.cohort.key: item.need for item in own.standings()} == {FIRST: RECORDED, SECOND: BLOCKED}

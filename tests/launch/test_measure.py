@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch import measure as own
 from pipeline.launch.plan import remembered
+from pipeline.paths import HERE
 from pipeline.work.machine import Machine
 from tests.conftest import make_images, make_run, write_dataset
 
@@ -22,13 +22,13 @@ SHAPE = "1L T1-5 R3 float32"
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_dataset(tmp_path / binarized("mnist"), make_images())
+    write_dataset(tmp_path / HERE.binarized("mnist"), make_images())
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(own, "MEASURED_SECONDS", 0.1)
 
 
 def test_a_cohort_is_timed_alone_and_beside_copies() -> None:
-    speeds = own.measure(COHORT, binarized("mnist"), MACHINE, (2,))
+    speeds = own.measure(COHORT, HERE.binarized("mnist"), MACHINE, (2,))
     assert speeds.shape == SHAPE
     # Torch alone takes more than a tenth of a GiB, and a step of these runs between a tenth of a millisecond and 1 s.
     assert 2**27 < speeds.peak_bytes < 2**33
@@ -62,7 +62,7 @@ def test_a_cohort_whose_data_is_here_stands_for_its_shape() -> None:
     missing = CohortSpec("tiny", "y", "y-omniglot-1L", tuple(make_run("vae", 1, 1, dataset="omniglot") for _ in "ab"))
     present = CohortSpec("tiny", "z", "z-mnist-1L", tuple(make_run("vae", 1, 1) for _ in "ab"))
     alone = CohortSpec("tiny", "w", "w-omniglot-1L", (make_run("vae", 1, 1, dataset="omniglot"),))
-    lines = list(own.measure_shapes([missing, present, alone], MACHINE, Path("store")))
+    lines = list(own.measure_shapes([missing, present, alone], MACHINE, Path("store"), HERE))
     assert len(lines) == 2
     assert "1L T1 R2 float32: " in lines[0]
     assert "updates a second of all runs" in lines[0]

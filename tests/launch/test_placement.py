@@ -18,7 +18,7 @@ from pipeline.launch.placement import (
     stack_cost,
     tails,
 )
-from pipeline.launch.plan import TRAIN, WAITS, Standing
+from pipeline.launch.plan import TRAIN, WAITS, Standing, single_runs
 from pipeline.training.cohort import relative_cost
 from tests.conftest import make_run
 
@@ -117,7 +117,7 @@ def test_scaling_names_what_decides_it() -> None:
         Standing(other, TRAIN, steps=(0,)),
         Standing(behind, WAITS, steps=(0,)),
     ]
-    with pytest.raises(UserError, match="no speed of these cohorts is known"):
+    with pytest.raises(UserError, match="no speed of these runs is known"):
         describe_scaling(plan, [1], on_gpu=True)
     text = describe_scaling(at_speeds(plan, lambda shape: 1.0 if "T1 " in shape else None), [1, 2], on_gpu=True)
     assert "by their number of samples, since they were not timed: tiny/other" in text
@@ -126,3 +126,20 @@ def test_scaling_names_what_decides_it() -> None:
     text = describe_scaling(at_speeds(plan, lambda _: 1.0), [1, 2], on_gpu=True)
     assert "3 cohorts, 2.5 device hours\n" in text
     assert "   1 devices:       2.5 h,   1.0 times one" in text
+
+
+def test_on_cores_every_run_is_placed_by_itself() -> None:
+    """Two runs of one cohort, and one that continues the longer of them."""
+    both = cohort("source", (1, 3600), (5, 1800))
+    behind = cohort("behind", (1, 3600), continues="tiny/source/r0")
+    plan = [Standing(own, TRAIN, steps=(0,)) for own in single_runs([both, behind])]
+    text = describe_scaling(at_speeds(plan, lambda _: 1.0), [1, 16, 256], on_gpu=False)
+    assert "3 runs, 2.5 core hours\n" in text
+    assert "   1 cores:       2.5 h" in text
+    assert "  16 cores:       2.0 h,   1.2 times one; decided by tiny/source/r0 -> tiny/behind/r0" in text
+    assert " 256 cores:       2.0 h" in text
+
+
+def test_a_speed_that_is_not_given_stays() -> None:
+    plan = [Standing(cohort("a", (1, 10)), TRAIN, steps=(0,), training_left=4.0)]
+    assert at_speeds(plan, lambda _: None) == plan

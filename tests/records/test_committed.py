@@ -9,41 +9,41 @@ from typing import Any
 
 import pytest
 
+from pipeline.paths import Paths
 from pipeline.records.committed import Difference, Reproduced, compare, in_words
 
-RESULTS = Path("reports/quick/results")
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
 
 
-def write(cohort: str, metrics: dict[str, Any]) -> None:
-    (RESULTS / cohort).mkdir(parents=True, exist_ok=True)
-    (RESULTS / cohort / "metrics.json").write_text(json.dumps(metrics))
+def write(paths: Paths, cohort: str, metrics: dict[str, Any]) -> None:
+    folder = paths.results("quick") / cohort
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 @pytest.fixture
-def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
     """Four NLLs of two cohorts, a diverged run and the toy's numbers, in a commit."""
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.chdir(tmp_path)
-    write("a", {"x": {"nll": 86.76000000001}, "y": {"nll": 84.78}})
-    write("b", {"z": {"nll": 1.0}, "w": {"nll": 2.0}, "diverged": {}})
-    write("gaussian-toy", {"slope": 0.5})
+    paths = Paths(tmp_path)
+    write(paths, "a", {"x": {"nll": 86.76000000001}, "y": {"nll": 84.78}})
+    write(paths, "b", {"z": {"nll": 1.0}, "w": {"nll": 2.0}, "diverged": {}})
+    write(paths, "gaussian-toy", {"slope": 0.5})
     for words in (["init", "-q"], ["add", "-A"], [*IDENTITY, "commit", "-q", "-m", "results"]):
-        subprocess.run(["git", *words], check=True)
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    return paths
 
 
-@pytest.mark.usefixtures("committed")
-def test_equal_numbers_are_reproduced() -> None:
-    found = compare(RESULTS, "quick")
+def test_equal_numbers_are_reproduced(committed: Paths) -> None:
+    found = compare(committed, "quick")
     assert found == Reproduced(4, ())
     assert in_words(found) == ["4 of 4 committed NLLs reproduced bit for bit"]
 
 
-@pytest.mark.usefixtures("committed")
-def test_what_differs_is_named() -> None:
-    write("a", {"x": {"nll": 86.76000000002}, "y": {"nll": 84.5}})
-    write("b", {"z": {"nll": 1.0}})
-    found = compare(RESULTS, "quick")
+def test_what_differs_is_named(committed: Paths) -> None:
+    write(committed, "a", {"x": {"nll": 86.76000000002}, "y": {"nll": 84.5}})
+    write(committed, "b", {"z": {"nll": 1.0}})
+    found = compare(committed, "quick")
     assert found is not None
     assert found.differing == (
         Difference("quick/a/x", 86.76000000001, 86.76000000002),
@@ -58,10 +58,10 @@ def test_what_differs_is_named() -> None:
 
 def test_without_a_commit_there_is_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.chdir(tmp_path)
-    write("a", {"x": {"nll": 1.0}})
-    assert compare(RESULTS, "quick") is None
+    paths = Paths(tmp_path)
+    write(paths, "a", {"x": {"nll": 1.0}})
+    assert compare(paths, "quick") is None
     monkeypatch.setenv("PATH", "")
-    found = compare(RESULTS, "quick")
+    found = compare(paths, "quick")
     assert "nothing" not in in_words(found)[0]
     assert "no committed results" in in_words(found)[0]

@@ -31,15 +31,14 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delenv("ELBO_REVISION", raising=False)
     # A repository above the temporary folder is none of ours.
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path))
-    monkeypatch.chdir(folder)
     return folder
 
 
 def test_in_a_checkout(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD").strip()
-    assert code_revision() == head
+    assert code_revision(checkout) == head
     (checkout / "REVISION").write_text("changed\n")
-    assert code_revision() == f"{head}-dirty"
+    assert code_revision(checkout) == f"{head}-dirty"
 
 
 def test_what_stages_write_makes_no_revision_dirty(checkout: Path) -> None:
@@ -51,9 +50,9 @@ def test_what_stages_write_makes_no_revision_dirty(checkout: Path) -> None:
     head = git(checkout, "rev-parse", "HEAD").strip()
     for name in ("dvc.lock", "README.md", "reports/quick/index.html"):
         (checkout / name).write_text("written again")
-    assert code_revision() == head
+    assert code_revision(checkout) == head
     (checkout / "REVISION").write_text("changed\n")
-    assert code_revision() == f"{head}-dirty"
+    assert code_revision(checkout) == f"{head}-dirty"
 
 
 def test_in_an_archive(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,21 +61,19 @@ def test_in_an_archive(checkout: Path, tmp_path: Path, monkeypatch: pytest.Monke
     bare.mkdir()
     git(checkout, "archive", "--format=tar", "-o", str(tmp_path / "carry.tar"), "HEAD", "REVISION")
     subprocess.run(["tar", "xf", str(tmp_path / "carry.tar")], cwd=bare, check=True)
-    monkeypatch.chdir(bare)
-    assert code_revision() == head
+    assert code_revision(bare) == head
     # Where git is not installed either.
     monkeypatch.setenv("PATH", "")
-    assert code_revision() == head
+    assert code_revision(bare) == head
 
 
 def test_unknown_unless_named(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert code_revision() is None
+    assert code_revision(tmp_path) is None
     # Copied by hand: the placeholder is no revision.
     (tmp_path / "REVISION").write_text((checkout / "REVISION").read_text())
-    assert code_revision() is None
+    assert code_revision(tmp_path) is None
     monkeypatch.setenv("ELBO_REVISION", "abc123")
-    assert code_revision() == "abc123"
+    assert code_revision(tmp_path) == "abc123"
 
 
 def test_command_can_be_typed_again(monkeypatch: pytest.MonkeyPatch) -> None:

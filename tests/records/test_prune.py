@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import yaml
 from pipeline.data.datasets import load_dataset
 from pipeline.evaluation.classifier import reader_path
 from pipeline.experiments import grid
-from pipeline.experiments.cohorts import COHORTS, binarized, load_cohorts
+from pipeline.experiments.cohorts import load_cohorts
 from pipeline.files import owner
+from pipeline.paths import HERE
 from pipeline.records.run_folder import Job, waypoint_name
 from pipeline.records.store import stored_jobs
 from pipeline.training.train import run_lock
@@ -30,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with two grids, one of them an experiment beside it, and a store."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ELBO_STORE", raising=False)
-    write_dataset(binarized("mnist"), make_images())
+    write_dataset(HERE.binarized("mnist"), make_images())
     Path("params.yaml").write_text(yaml.safe_dump(SMALL))
     Path("trial").mkdir()
     Path("trial/params.yaml").write_text(yaml.safe_dump(changed("scales.small.seeds", [7])))
@@ -42,9 +44,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def command(monkeypatch: pytest.MonkeyPatch, main: object, *words: str) -> None:
+def command(monkeypatch: pytest.MonkeyPatch, main: Callable[[], None], *words: str) -> None:
     monkeypatch.setattr(sys, "argv", ["command", *words])
-    main()  # type: ignore[operator]
+    main()
+
+
+def run_prune() -> None:
+    prune.main(HERE)
 
 
 def put(path: Path) -> None:
@@ -54,9 +60,9 @@ def put(path: Path) -> None:
 
 def jobs() -> list[Job]:
     """Of both grids, as far as they continue nothing."""
-    digest = load_dataset(binarized("mnist")).digest
+    digest = load_dataset(HERE.binarized("mnist")).digest
     found = []
-    for folder in (COHORTS, Path("trial/cohorts")):
+    for folder in (HERE.cohorts, Path("trial/cohorts")):
         cohorts = load_cohorts(folder)
         for cohort in cohorts.values():
             found += stored_jobs(cohort, cohorts, digest, STORE, "cpu")
@@ -82,30 +88,30 @@ def test_what_is_left_over_goes_and_the_rest_stays(
     put(Path("reports/small/results/gaussian-toy/metrics.json"))
     put(Path("runs/small/gone-mnist-1L-T5/training/x/run.json"))
     before = content()
-    command(monkeypatch, prune.main, "--dry-run")
+    command(monkeypatch, run_prune, "--dry-run")
     told = capsys.readouterr().out
     assert content() == before
     assert f"would remove {STORE / UNNAMED}: a run that no grid names, 0.0 MB" in told
     assert "8 items to remove" in told
-    command(monkeypatch, prune.main)
+    command(monkeypatch, run_prune)
     assert "8 items removed" in capsys.readouterr().out
     reports = {"reports/small/results/first-mnist-1L-T1/runs.json", "reports/small/results/gaussian-toy/metrics.json"}
     files = {name for name in content() if Path(name).is_file() and "/locks/" not in name}
     assert files == {name for name in kept if Path(name).is_file()} | reports
-    command(monkeypatch, prune.main)
+    command(monkeypatch, run_prune)
     assert "0 items removed" in capsys.readouterr().out
 
 
 def test_a_run_that_is_trained_now_is_kept(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     job = Job(jobs()[0].spec, UNNAMED, STORE / UNNAMED, None)
     with run_lock(job, 0.0):
-        command(monkeypatch, prune.main)
+        command(monkeypatch, run_prune)
     assert (STORE / UNNAMED).exists()
     assert f"kept: {STORE / UNNAMED}" in capsys.readouterr().out
 
 
 def test_runs_of_data_that_is_not_here_cannot_be_told_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(binarized("mnist"))
+    shutil.rmtree(HERE.binarized("mnist"))
     before = content()
-    command(monkeypatch, prune.main)
+    command(monkeypatch, run_prune)
     assert content() == before

@@ -13,13 +13,13 @@ import torch
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import finished_run
-from pipeline.experiments.cohorts import results_folder
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import read_json, sha256_file, write_json
+from pipeline.paths import HERE
 from pipeline.records import shipped
 from pipeline.records.results import RunResult, load_result, load_results
 from pipeline.records.sealed import load_tensors, save_tensors
-from pipeline.records.shipped import INDEX, check_nll, select, ship, shipped_cells, shipped_weights, weights_folder
+from pipeline.records.shipped import INDEX, check_nll, select, ship, shipped_cells, shipped_weights
 from pipeline.records.store import cohort_jobs
 from pipeline.training.train import train
 from pipeline.work.cohort import evaluate_waiting
@@ -51,8 +51,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         jobs = cohort_jobs(cohort, {cohort.key: cohort}, data.digest, STORE, Path("runs"), "cpu")
         train(jobs, torch.from_numpy(data.train_images), {"data": data.info}, lambda _: None, lambda: False, 1e9)
         runs = [finished_run(job.finished, job.spec, STORE, SPEC) for job in jobs]
-        assert evaluate_waiting(cohort, runs, Machine(CPU, 1, 1e9), {}) == 2
-        ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
+        assert evaluate_waiting(cohort, runs, STORE, HERE, Machine(CPU, 1, 1e9), {}) == 2
+        ship(load_results(Path("reports/tiny/results")), "tiny", STORE, HERE)
     return folder
 
 
@@ -62,16 +62,16 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("data", "reports", "cohorts"):
         shutil.copytree(made / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(weights, "known_scale", lambda name: name)
+    monkeypatch.setattr(weights, "known_scale", lambda name, paths: name)
     return tmp_path
 
 
 def result() -> RunResult:
-    return load_result(results_folder(COHORT), RUN)
+    return load_result(HERE.cohort_results(COHORT), RUN)
 
 
 def check(images: int = 50) -> shipped.Check:
-    return check_nll(result(), shipped_weights(result()), load_dataset(Path("data/binarized/mnist")), images, CPU)
+    return check_nll(result(), shipped_weights(result(), HERE), load_dataset(Path("data/binarized/mnist")), images, CPU)
 
 
 @pytest.mark.usefixtures("here")
@@ -94,19 +94,19 @@ def tampered(path: Path, change: float) -> None:
 
 
 def test_tampered_weights_are_refused(here: Path) -> None:
-    path = shipped_weights(result())
+    path = shipped_weights(result(), HERE)
     tampered(path, 1e-6)
     with pytest.raises(UserError, match=r"iwae-M1-K5-s0\.safetensors: not the file that was shipped"):
-        shipped_weights(result())
+        shipped_weights(result(), HERE)
     path.unlink()
     with pytest.raises(UserError, match=r"iwae-M1-K5-s0\.safetensors: missing; `git checkout"):
-        shipped_weights(result())
+        shipped_weights(result(), HERE)
 
 
 def test_tampered_weights_with_a_sum_to_match_do_not_agree(here: Path) -> None:
-    path = shipped_weights(result())
+    path = shipped_weights(result(), HERE)
     tampered(path, 0.02)
-    index = weights_folder("tiny") / INDEX
+    index = HERE.weights("tiny") / INDEX
     write_json(index, {**read_json(index), CELL: {**read_json(index)[CELL], "sha256": sha256_file(path)}})
     assert not check().agrees
 
@@ -118,7 +118,7 @@ def test_other_committed_values_do_not_agree(monkeypatch: pytest.MonkeyPatch) ->
     values[3] += 0.05
     changed = replace(own, arrays={**own.arrays, "log_p_hat": values})
     data = load_dataset(Path("data/binarized/mnist"))
-    assert not check_nll(changed, shipped_weights(own), data, 50, CPU).agrees
+    assert not check_nll(changed, shipped_weights(own, HERE), data, 50, CPU).agrees
 
 
 @pytest.mark.usefixtures("here")
@@ -126,9 +126,9 @@ def test_an_evaluation_on_another_device_is_held_to_the_same_numbers() -> None:
     own = result()
     data = load_dataset(Path("data/binarized/mnist"))
     elsewhere = replace(own, evaluation={**own.evaluation, "device": "NVIDIA H200"})
-    assert check_nll(elsewhere, shipped_weights(own), data, 50, CPU).agrees
+    assert check_nll(elsewhere, shipped_weights(own, HERE), data, 50, CPU).agrees
     other_noise = replace(own, evaluation={**own.evaluation, "seed": 7})
-    assert not check_nll(other_noise, shipped_weights(own), data, 50, CPU).agrees
+    assert not check_nll(other_noise, shipped_weights(own, HERE), data, 50, CPU).agrees
 
 
 def test_other_data_is_refused(here: Path) -> None:
@@ -142,32 +142,32 @@ def test_other_data_is_refused(here: Path) -> None:
 
 
 def test_weights_of_another_run_are_refused(here: Path) -> None:
-    index = weights_folder("tiny") / INDEX
+    index = HERE.weights("tiny") / INDEX
     write_json(index, {**read_json(index), CELL: {**read_json(index)[CELL], "digest": "0123"}})
     with pytest.raises(UserError, match="weights of run 0123, results of"):
-        shipped_weights(result())
+        shipped_weights(result(), HERE)
 
 
 @pytest.mark.usefixtures("here")
 def test_what_is_shipped_stays_where_the_runs_are_not_there() -> None:
-    before = read_json(weights_folder("tiny") / INDEX)
+    before = read_json(HERE.weights("tiny") / INDEX)
     assert set(before) == {CELL, f"{COHORT}/{OTHER}"}
-    (line,) = ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
+    (line,) = ship(load_results(Path("reports/tiny/results")), "tiny", STORE, HERE)
     assert "weights of 2 runs, 3.4 of at most 6 MB" in line
-    assert read_json(weights_folder("tiny") / INDEX) == before
+    assert read_json(HERE.weights("tiny") / INDEX) == before
 
 
 def test_room_is_kept_to_and_rows_come_first(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "OTHER_MEGABYTES", 2.0)
-    assert ship(load_results(Path("reports/tiny/results")), "tiny", STORE) == [
+    assert ship(load_results(Path("reports/tiny/results")), "tiny", STORE, HERE) == [
         "reports/tiny/weights: weights of 1 runs, 1.7 of at most 2 MB"
     ]
     # One table row: the IWAE stands for it, and the file of the other is gone.
-    assert shipped_cells() == [CELL]
-    assert [path.name for path in weights_folder("tiny").rglob("*.safetensors")] == [f"{RUN}.safetensors"]
+    assert shipped_cells(HERE) == [CELL]
+    assert [path.name for path in HERE.weights("tiny").rglob("*.safetensors")] == [f"{RUN}.safetensors"]
     monkeypatch.setattr(shipped, "OTHER_MEGABYTES", 1.0)
     with pytest.raises(UserError, match="tiny: no weights of finished runs"):
-        ship(load_results(Path("reports/tiny/results")), "tiny", STORE)
+        ship(load_results(Path("reports/tiny/results")), "tiny", STORE, HERE)
 
 
 @pytest.mark.usefixtures("here")
@@ -179,7 +179,7 @@ def test_rows_without_room_are_counted_and_named_on_request(
     # Each run a table row of its own.
     monkeypatch.setattr(shipped, "_row", lambda result: (result.spec.name,))
     monkeypatch.setattr(sys, "argv", ["weights", "tiny", *(["--list"] if listed else [])])
-    weights.main()
+    weights.main(HERE)
     _, said, *named = capsys.readouterr().out.splitlines()
     assert said.startswith("1 table row has no weights there: no room within 2 MB")
     assert ("--list names it" in said) != listed
@@ -202,7 +202,7 @@ def test_selection_serves_each_row_and_protocol_before_any_a_second_time() -> No
 
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
     monkeypatch.setattr(sys, "argv", ["verify", *words])
-    verify.main()
+    verify.main(HERE)
     return capsys.readouterr().out
 
 
@@ -251,18 +251,18 @@ def test_runs_that_the_grid_does_not_ask_for_are_not_shipped(
     cohort["runs"] = [run for run in cohort["runs"] if run["name"] != RUN]
     write_json(path, cohort)
     monkeypatch.setattr(sys, "argv", ["weights", "tiny"])
-    weights.main()
+    weights.main(HERE)
     told = capsys.readouterr()
     assert f"not in the grid of cohorts/, so left out: {CELL};" in told.err
     assert "weights of 1 runs" in told.out
-    assert shipped_cells() == [f"{COHORT}/{OTHER}"]
+    assert shipped_cells(HERE) == [f"{COHORT}/{OTHER}"]
 
 
 def test_command_without_weights(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.rmtree(weights_folder("tiny"))
+    shutil.rmtree(HERE.weights("tiny"))
     monkeypatch.setattr(sys, "argv", ["verify"])
     with pytest.raises(UserError, match="no weights are shipped here; `make weights`"):
-        verify.main()
+        verify.main(HERE)
     monkeypatch.setattr(sys, "argv", ["weights", "tiny"])
     with pytest.raises(UserError, match="tiny: no weights of finished runs"):
-        weights.main()
+        weights.main(HERE)

@@ -14,6 +14,7 @@ import pytest
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import write_json
+from pipeline.paths import Paths
 from pipeline.records.results import RunResult, save_results
 from stages import report, track, weights
 
@@ -38,7 +39,7 @@ def test_it_reports_what_is_on_disk(
     cohort = CohortSpec(scale, run.experiment, name, (run.spec,))
     write_json(project / f"cohorts/{cohort.key}.json", cohort.to_json())
     monkeypatch.setattr(sys, "argv", ["report", "quick"])
-    report.main()
+    report.main(Paths())
     told = capsys.readouterr()
     assert re.fullmatch(r"quick: 1 run -> reports/quick/index.html, \d+ s\n", told.out)
     assert f"not in the grid of cohorts/, so left out: {cohort.key}-s7/{stale.spec.name};" in told.err
@@ -52,5 +53,5 @@ def test_it_reports_what_is_on_disk(
 def test_an_unknown_scale_is_refused_by_name(stage: ModuleType, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["report", "qick"])
     with pytest.raises(UserError, match=r"qick: no such scale.*quick, .*paper"):
-        stage.main()
+        stage.main(Paths(project))
     assert not (project / "reports").exists()

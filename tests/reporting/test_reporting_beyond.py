@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from pipeline.experiments.names import ProtocolName
 from pipeline.experiments.protocol import PROTOCOLS, with_changes
 from pipeline.published import Setting
 from pipeline.records.results import RunResult, load_results, save_results
@@ -97,10 +98,9 @@ def test_vr_max_stands_beside_what_li_and_turner_print(make: Make) -> None:
 
 def switched(run: RunResult, base: str = "published-code", **changes: bool | float | str) -> RunResult:
     """A run of the ablation under a protocol with these switches."""
-    texts = [f"{field} = {str(value).lower()}" for field, value in changes.items()]
-    name = ", ".join([base, *texts])
+    name = ProtocolName.switched(base, changes)
     protocol = with_changes(PROTOCOLS[base], changes)
-    spec = replace(run.spec, name=f"{run.spec.name}-{'-'.join(texts)}", protocol_name=name, protocol=protocol)
+    spec = replace(run.spec, name=f"{run.spec.name}{name.in_run_name}", protocol_name=str(name), protocol=protocol)
     return replace(run, spec=spec)
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 import stages.train as stage
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
+from pipeline.paths import HERE
 from pipeline.records.run_folder import WEIGHTS, Job, read_run, read_weights
 from pipeline.training.cohort import estimated_hours, relative_cost, stacks, train_jobs
 from pipeline.training.train import Progress, train
@@ -184,7 +185,7 @@ def estimate(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def check_duration(*runs: RunSpec) -> None:
-    stage.check_duration(cohort_of(*runs), [job_for(run, Path("store")) for run in runs], TWO_PROCESSES)
+    stage.check_duration(cohort_of(*runs), [job_for(run, Path("store")) for run in runs], TWO_PROCESSES, HERE)
 
 
 def test_work_of_days_is_refused(estimate: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.experiments.spec import CohortSpec
-from pipeline.records.run_folder import RUN_JSON, Job
+from pipeline.records.run_folder import LISTED, RUN_JSON, Job
 from pipeline.records.sealed import write_sealed_json
 from pipeline.training.cohort import relative_cost
 from pipeline.work.cohort import whole_scale
@@ -22,7 +22,10 @@ def cohort(name: str, scale: str = "quick") -> CohortSpec:
 
 def finish(folder: Path, digest: str = "") -> None:
     folder.mkdir(parents=True)
-    write_sealed_json(folder / RUN_JSON, {"digest": digest, "status": "finished", "files": {}})
+    for name in LISTED:
+        (folder / name).touch()
+    files = {name: {"bytes": 0} for name in LISTED}
+    write_sealed_json(folder / RUN_JSON, {"digest": digest, "status": "finished", "files": files})
 
 
 def test_the_whole_counts_the_scales_runs_and_what_is_left_of_them(tmp_path: Path) -> None:

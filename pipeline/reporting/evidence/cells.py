@@ -102,11 +102,6 @@ def first_stage(cells: Cells, second: Cell | None, place: Place) -> Cell | None:
     return find(cells, place)
 
 
-def metric_of(run: RunResult, metric: str) -> float | None:
-    """One number of a run, in the metric's unit; None where absent."""
-    return value_of(run.metrics, metric)
-
-
 def run_images(run: RunResult, metric: str) -> NDArray[np.float64] | None:
     """Per-image values [images] of a metric in its unit, or None where the run has none."""
     if metric == "kl_q_p":
@@ -150,7 +145,7 @@ def estimate(cell: Cell | None, metric: str) -> Estimate | None:
     """The cell's number over its finished seeds; None when it was not run, diverged or lacks the metric."""
     if cell is None:
         return None
-    values = [value for run in cell.finished if (value := metric_of(run, metric)) is not None]
+    values = [value for run in cell.finished if (value := value_of(run.metrics, metric)) is not None]
     if not values:
         return None
     per_image = images(cell, metric)

@@ -12,7 +12,7 @@ from scipy import stats
 
 from pipeline.experiments.spec import CohortSpec
 from pipeline.published import Place, Setting, published_at
-from pipeline.records.metrics import ACTIVE_VARIANCE, METRIC_TABLE
+from pipeline.records.metrics import ACTIVE_VARIANCE, METRIC_TABLE, value_of
 from pipeline.reporting.evidence.cells import (
     ASSUMED_SPREAD,
     BETAS,
@@ -33,7 +33,6 @@ from pipeline.reporting.evidence.cells import (
     first_stage,
     images,
     layers_name,
-    metric_of,
     seed_spread,
     setting_name,
     standard_error,
@@ -298,10 +297,8 @@ def seed_error(weights: Sequence[float], known: Sequence[Estimate], metric: str)
 
 def _common_seeds(terms: tuple[Term, ...], metric: str) -> tuple[int, ...] | None:
     """The seeds that every cell has a number of, or None when there is none."""
-    sets = [
-        {run.spec.seed for run in term.cell.finished if metric_of(run, metric) is not None} if term.cell else set()
-        for term in terms
-    ]
+    found = [term.cell.finished if term.cell else () for term in terms]
+    sets = [{run.spec.seed for run in runs if value_of(run.metrics, metric) is not None} for runs in found]
     common = set.intersection(*sets)
     return tuple(sorted(common)) or None
 
@@ -315,7 +312,7 @@ def _error_of_pairs(terms: tuple[Term, ...], metric: str, seeds: tuple[int, ...]
     sums = dict.fromkeys(seeds, 0.0)
     for term in terms:
         for run in term.cell.finished if term.cell else ():
-            value = metric_of(run, metric)
+            value = value_of(run.metrics, metric)
             sums[run.spec.seed] += term.weight * (value if value is not None else np.nan)
     weight = float(np.sqrt(sum(term.weight**2 for term in terms)))
     floor = LEAST_SPREAD.get(metric, 0.0) * weight

@@ -1,6 +1,6 @@
 """Active units beside the one threshold: how a count depends on it, and where the variances have a gap.
 
-A unit is active when the variance of its posterior mean over images is above 0.01 (Burda et al.). Early in training a
+A unit is active when the variance of its posterior mean over images is above `ACTIVE_VARIANCE`. Early in training a
 cluster of dying units may sit at just that height: then the count hangs on the bits of the 500 images, while the number
 of units above the gap over the cluster does not.
 """
@@ -42,7 +42,10 @@ class Gap:
 
 
 def widest_gap(variances: NDArray[np.floating]) -> Gap | None:
-    """The widest gap (by ratio) that ends well above 0.01, or None when no two neighbours lie `CLEAR` times apart."""
+    """The widest gap (by ratio) that ends well above the threshold.
+
+    None when no two neighbours lie `CLEAR` times apart.
+    """
     ordered = np.sort(np.asarray(variances, dtype=np.float64))
     found: Gap | None = None
     for place in range(1, len(ordered)):

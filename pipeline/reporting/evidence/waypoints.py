@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.evaluation.spacing import evenly_spaced
+from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
-from pipeline.reporting.evidence.cells import Cell, gather, metric_of, run_images, standard_error
+from pipeline.reporting.evidence.cells import Cell, gather, run_images, standard_error
 
 LEAST_CELLS = 3
 """Of fewer cells the order says nothing."""
@@ -103,9 +104,9 @@ def nll_gaps(own: RunResult, end: RunResult) -> NDArray[np.float64] | None:
 
 def _passed(epochs: int, states: Sequence[RunResult], ends: Sequence[RunResult]) -> Passed:
     """One waypoint of a cell, from its runs as they were then and at their ends, seed by seed."""
-    nlls = [metric_of(own, "nll") for own in states]
-    counts = [metric_of(own, "active_units") for own in states]
-    end_counts = [metric_of(own, "active_units") for own in ends]
+    nlls = [value_of(own.metrics, "nll") for own in states]
+    counts = [value_of(own.metrics, "active_units") for own in states]
+    end_counts = [value_of(own.metrics, "active_units") for own in ends]
     known, end_known = [one for one in counts if one is not None], [one for one in end_counts if one is not None]
     units = float(np.mean(known)) if len(known) == len(states) else None
     end_units = float(np.mean(end_known)) if len(end_known) == len(ends) else None
@@ -139,7 +140,7 @@ def ways(results: Sequence[RunResult]) -> list[Way]:
                 {
                     round(own.epochs): own
                     for own in at_waypoints(run)
-                    if own.epochs >= 1 and own.is_finished and metric_of(own, "nll") is not None
+                    if own.epochs >= 1 and own.is_finished and value_of(own.metrics, "nll") is not None
                 }
                 for run in cell.runs
             ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from pipeline.data.datasets import PIXELS
+from pipeline.data.catalogue import PIXELS
 from pipeline.published import Place, Published, Rerun, published_at, reruns_of
 from pipeline.reporting.evidence.cells import (
     DIVERGED,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from pipeline.experiments.names import ProtocolName
 from pipeline.experiments.protocol import PROTOCOLS, Protocol
 from pipeline.reporting.evidence.cells import Cell, Cells, dataset_name, layers_name, setting_name
-from pipeline.reporting.evidence.effects import Compared, effects_forest, effects_table
+from pipeline.reporting.evidence.effects import Compared
 from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.forms.effects import effects_forest, effects_table
 from pipeline.reporting.forms.tables import Table, images_note
 
 EXPERIMENT = "protocol-ablation"
@@ -19,27 +21,23 @@ CAPTION = (
 DETAILS = [field.name for field in fields(Protocol)]
 
 
-def _switched(cell: Cell) -> str:
-    """`shuffle = true`; empty for a protocol as it is."""
-    return cell.protocol.partition(", ")[2]
-
-
 def _position(cell: Cell) -> tuple[int, str]:
     """The reference first, then in the order of the protocol's fields, whole protocols last."""
-    detail = _switched(cell).partition(" = ")[0]
-    return (DETAILS.index(detail) if detail in DETAILS else len(DETAILS), cell.protocol)
+    first = next((field for field, _ in ProtocolName.of(cell.protocol).switches), "")
+    return (DETAILS.index(first) if first in DETAILS else len(DETAILS), cell.protocol)
 
 
 def _compared(cells: Cells) -> list[Compared]:
     found = []
     for place in (place for place in cells if place.experiment == EXPERIMENT):
-        bases = {cell.protocol.partition(", ")[0] for cell in cells[place] if _switched(cell)}
+        names = [ProtocolName.of(cell.protocol) for cell in cells[place]]
+        bases = {name.whole for name in names if name.switches}
         reference = next((cell for cell in cells[place] if cell.protocol in bases), None)
         group = f"{dataset_name(place.dataset)}, {layers_name(place.layers)}, {setting_name(place.setting)}"
         if reference:
             found.append(Compared(group, f"{reference.protocol}, as it is", reference, None))
         for cell in sorted((cell for cell in cells[place] if cell is not reference), key=_position):
-            switched = _switched(cell).replace("_", " ")
+            switched = ", ".join(ProtocolName.of(cell.protocol).details).replace("_", " ")
             label = switched or (f"all of protocol {cell.protocol}" if cell.protocol in PROTOCOLS else cell.protocol)
             found.append(Compared(group, label, cell, reference))
     return sorted(found, key=lambda one: (one.cell.place.dataset, one.cell.place.layers, one.group))

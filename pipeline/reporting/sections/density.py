@@ -78,7 +78,8 @@ EVERY_OBJECTIVE_SETTINGS = (
 def omniglot_note(rows: Iterable[Row]) -> str:
     """Says where the OMNIGLOT runs of a table do not have Burda's own file; ends in a space where it says anything."""
     runs = [run for row in rows if row.cell for run in row.cell.finished if run.spec.dataset == "omniglot"]
-    variants = {run.training.get("data", {}).get("variant") for run in runs} - {None, CHARDATA}
+    named = (run.training.get("data", {}).get("variant") for run in runs)
+    variants = {variant for variant in named if variant is not None} - {CHARDATA}
     if not variants:
         return ""
     return f"OMNIGLOT here is {', '.join(sorted(variants))}: not the file {CHARDATA} that the paper's numbers rest on. "

@@ -12,13 +12,13 @@ from matplotlib.ticker import NullLocator
 
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.published import Place, Setting, published_at
+from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
     Cell,
     dataset_name,
     gather,
     layers_name,
-    metric_of,
     setting_name,
 )
 from pipeline.reporting.evidence.claims import (
@@ -77,7 +77,7 @@ def under_way_table(runs: Sequence[RunResult]) -> Table | None:
     ordered = sorted(runs, key=lambda run: (run.experiment, run.spec.dataset, run.spec.layers, run.spec.name))
     for run in ordered:
         cell, paper = Cell(Place.of(run), run.spec.protocol_name, (run,)), published_at(Place.of(run), "nll")
-        nll = metric_of(run, "nll")
+        nll = value_of(run.metrics, "nll")
         units = active_units(cell, run.spec.layers)
         rows.append(
             {
@@ -97,7 +97,7 @@ def under_way_table(runs: Sequence[RunResult]) -> Table | None:
                 "epochs": run.epochs,
                 "planned_epochs": planned_epochs(run),
                 "nll": nll,
-                "active_units": metric_of(run, "active_units"),
+                "active_units": value_of(run.metrics, "active_units"),
                 "last_moved": last_moved(run),
             }
         )
@@ -134,8 +134,8 @@ def series_figure(report: Report) -> Figure | None:
             "cohort": run.cohort,
             "run": run.spec.name,
             "epochs": own.epochs,
-            "nll": metric_of(own, "nll"),
-            "active_units": metric_of(own, "active_units"),
+            "nll": value_of(own.metrics, "nll"),
+            "active_units": value_of(own.metrics, "active_units"),
             "under_way": run.is_under_way,
         }
         for run in runs
@@ -205,7 +205,7 @@ def by_depth(report: Report) -> dict[int, list[RunResult]]:
     found: dict[int, list[RunResult]] = {}
     for run in (*report.results, *report.under_way):
         for own in at_waypoints(run):
-            if own.epochs >= 1 and own.is_finished and metric_of(own, "nll") is not None:
+            if own.epochs >= 1 and own.is_finished and value_of(own.metrics, "nll") is not None:
                 found.setdefault(round(own.epochs), []).append(own)
     return {epochs: runs for epochs, runs in sorted(found.items()) if len(runs) > 1}
 

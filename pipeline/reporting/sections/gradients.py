@@ -13,8 +13,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.published import Place, Setting, published_at
+from pipeline.records.metrics import value_of
 from pipeline.records.results import TOY
-from pipeline.reporting.evidence.cells import SPLITS, Cell, Cells, find, metric_of, setting_name
+from pipeline.reporting.evidence.cells import SPLITS, Cell, Cells, find, setting_name
 from pipeline.reporting.evidence.claims import (
     OURS,
     RAINFORTH,
@@ -459,8 +460,8 @@ def log_snr(cell: Cell | None, group: str) -> Effect | None:
     """
     if cell is None:
         return None
-    values = [value for run in cell.finished if (value := metric_of(run, f"snr_{group}"))]
-    errors = [error for run in cell.finished if (error := metric_of(run, f"snr_{group}_se")) is not None]
+    values = [value for run in cell.finished if (value := value_of(run.metrics, f"snr_{group}"))]
+    errors = [error for run in cell.finished if (error := value_of(run.metrics, f"snr_{group}_se")) is not None]
     if not values or len(values) != len(errors):
         return None
     draws = float(np.sqrt(np.square(np.divide(errors, values)).sum()) / len(values))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pipeline.published import Place, Setting
 from pipeline.reporting.evidence.cells import Cells, dataset_name, find, layers_name, with_parameter
-from pipeline.reporting.evidence.effects import Compared, effects_forest, effects_table
+from pipeline.reporting.evidence.effects import Compared
 from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.forms.effects import effects_forest, effects_table
 from pipeline.reporting.forms.tables import Table, images_note
 
 EXPERIMENT = "later-estimators"

@@ -13,6 +13,7 @@ from matplotlib.patches import Circle, Ellipse, Rectangle
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from pipeline.data.catalogue import SIDE
 from pipeline.published import Setting
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
@@ -48,7 +49,6 @@ GAUSSIAN_MASSES = {sd: 1 - np.exp(-(sd**2) / 2) for sd in (1, 2)}
 POSTERIOR_COLOURS = ("#c6dbef", "#6baed6")
 FRAME = "#c00000"
 """Of a decoded sample that shows another digit than its image."""
-PIXELS = 28
 DIGIT_COLOURS = (
     "#0072B2",
     "#D55E00",
@@ -98,7 +98,7 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
     with open_canvas(name, 1.85 * count, 0.9 + 2.3 * len(runs)) as canvas:
         rows = canvas.subplots(1 + 2 * len(runs), count, squeeze=False, height_ratios=[0.4, *[1, 0.26] * len(runs)])
         for n, ax in enumerate(rows[0]):
-            ax.imshow(x[n].reshape(PIXELS, PIXELS), cmap="gray_r", interpolation="none")
+            ax.imshow(x[n].reshape(SIDE, SIDE), cmap="gray_r", interpolation="none")
             ax.set(xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
         rows[0][0].set_ylabel("image x")
@@ -171,8 +171,8 @@ def _decoded_row(ax: Axes, run: RunResult, image: int) -> None:
 
 
 def _frame(ax: Axes, column: int, row: int = 0) -> None:
-    corner = (PIXELS * column + 0.5, PIXELS * row + 0.5)
-    ax.add_patch(Rectangle(corner, PIXELS - 2, PIXELS - 2, fill=False, edgecolor=FRAME, lw=1.1))
+    corner = (SIDE * column + 0.5, SIDE * row + 0.5)
+    ax.add_patch(Rectangle(corner, SIDE - 2, SIDE - 2, fill=False, edgecolor=FRAME, lw=1.1))
 
 
 def importance(results: list[RunResult]) -> Figure | MissingFigure:
@@ -249,15 +249,15 @@ def _weighted_tiles(ax: Axes, run: RunResult, image: int) -> NDArray[np.float64]
     shares = _shares(run.arrays["pictures/log_w"][image].astype(float))
     tiles = np.concatenate([run.arrays["pictures/x"][image][None], run.arrays["pictures/decoded"][image]])
     ax.imshow(_tiles(tiles[None]), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
-    ax.plot([PIXELS - 0.5] * 2, [0, PIXELS], color=INK, lw=1)
-    ax.set_xlim(-0.5, PIXELS * len(tiles) - 0.5)
-    ax.set_ylim(PIXELS + 22, -6)
+    ax.plot([SIDE - 0.5] * 2, [0, SIDE], color=INK, lw=1)
+    ax.set_xlim(-0.5, SIDE * len(tiles) - 0.5)
+    ax.set_ylim(SIDE + 22, -6)
     ax.set_axis_off()
-    ax.text(PIXELS / 2, PIXELS + 6, "x", ha="center")
+    ax.text(SIDE / 2, SIDE + 6, "x", ha="center")
     for i, share in enumerate(shares, 1):
-        middle = PIXELS * (i + 0.5)
-        ax.text(middle, PIXELS + 6, f"{i}: {share:.0%}", ha="center", weight="bold" if share == shares.max() else None)
-        ax.add_patch(Rectangle((middle - 10, PIXELS + 9), 20 * share, 3, color=colour_of(run.spec.objective)))
+        middle = SIDE * (i + 0.5)
+        ax.text(middle, SIDE + 6, f"{i}: {share:.0%}", ha="center", weight="bold" if share == shares.max() else None)
+        ax.add_patch(Rectangle((middle - 10, SIDE + 9), 20 * share, 3, color=colour_of(run.spec.objective)))
     if "pictures/digits" in run.arrays:
         for j in np.flatnonzero(run.arrays["pictures/digits"][image] != run.arrays["pictures/label"][image]):
             _frame(ax, int(j) + 1)
@@ -347,7 +347,7 @@ def neighbours(points: NDArray[np.float64], labels: NDArray[Any]) -> float:
 def _tiles(images: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Images [rows, columns, 784] as one picture."""
     rows, columns, _ = images.shape
-    return images.reshape(rows, columns, PIXELS, PIXELS).swapaxes(1, 2).reshape(rows * PIXELS, columns * PIXELS)
+    return images.reshape(rows, columns, SIDE, SIDE).swapaxes(1, 2).reshape(rows * SIDE, columns * SIDE)
 
 
 def _hexadecimal(images: NDArray[np.uint8]) -> list[str]:
@@ -384,12 +384,12 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
         ax = canvas.subplots()
         ax.imshow(_tiles(np.stack(rows)), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
         ax.set_xticks([])
-        ax.set_yticks([PIXELS * (i + 0.5) for i in range(len(rows))], ["test image x", *names])
+        ax.set_yticks([SIDE * (i + 0.5) for i in range(len(rows))], ["test image x", *names])
         ax.tick_params(length=0, labelsize=8)
         ax.spines[:].set_visible(False)
         for i in range(1, len(rows)):
             changed = i == 1 or runs[i - 1].spec.latent != runs[i - 2].spec.latent
-            ax.axhline(PIXELS * i - 0.5, color=INK if changed else "#dddddd", lw=1.0 if changed else 0.5)
+            ax.axhline(SIDE * i - 0.5, color=INK if changed else "#dddddd", lw=1.0 if changed else 0.5)
         caption = (
             "Compare how sharp the rows are and whether they keep the digit.\n"
             "Top: binarized test images. Below: pixel means decoded from the mean of q(h1|x), white 0 to black 1; in "
@@ -419,10 +419,10 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
                 labels, seen = run.arrays["pictures/label"], run.arrays["pictures/digits"]
                 tiles = np.concatenate([x[:, None], decoded], axis=1)
                 ax.imshow(_tiles(tiles), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
-                ax.axvline(PIXELS - 0.5, color=INK, lw=1)
+                ax.axvline(SIDE - 0.5, color=INK, lw=1)
                 for i, j in np.argwhere(seen != labels[:, None]):
-                    corner = (PIXELS * (j + 1) + 0.5, PIXELS * i + 0.5)
-                    frame = Rectangle(corner, PIXELS - 2, PIXELS - 2, fill=False, edgecolor=FRAME, lw=1.1)
+                    corner = (SIDE * (j + 1) + 0.5, SIDE * i + 0.5)
+                    frame = Rectangle(corner, SIDE - 2, SIDE - 2, fill=False, edgecolor=FRAME, lw=1.1)
                     ax.add_patch(frame)
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set(visible=True, color="#cccccc")
@@ -546,8 +546,8 @@ def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
             ax.spines[:].set(visible=True, color="#cccccc")
         for run in runs:
             ax = axes[depths.index(run.spec.layers), columns.index(run_order(run)[1:4])]
-            tiles = _levels(run).reshape(MONTAGE, MONTAGE, 28, 28)
-            ax.imshow(tiles.swapaxes(1, 2).reshape(28 * MONTAGE, 28 * MONTAGE), cmap="gray_r", vmin=0, vmax=15)
+            tiles = _levels(run).reshape(MONTAGE, MONTAGE, SIDE, SIDE)
+            ax.imshow(tiles.swapaxes(1, 2).reshape(SIDE * MONTAGE, SIDE * MONTAGE), cmap="gray_r", vmin=0, vmax=15)
             setting = Setting.of(run.spec)
             ax.set_title(f"{with_parameter(setting)}, k = {setting.T}\n{layers_name(run.spec.layers)}", fontsize=8)
         caption = (

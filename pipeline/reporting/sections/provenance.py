@@ -13,8 +13,9 @@ from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import CohortSpec
+from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
-from pipeline.reporting.evidence.cells import NOT_RUN, gather, metric_of
+from pipeline.reporting.evidence.cells import NOT_RUN, gather
 from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.tables import Table
 
@@ -159,7 +160,7 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
     for cell, cohort in sorted(names.items(), key=lambda item: item[1]):
         run = known.get(cell)
         made, evaluated = (run.training, run.evaluation) if run else ({}, {})
-        nll, steps = (metric_of(run, "nll"), run.training.get("steps")) if run else (None, None)
+        nll, steps = (value_of(run.metrics, "nll"), run.training.get("steps")) if run else (None, None)
         data.append(
             {
                 "cell": CellName.of(cell).within_scale,

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
     DATASET_NAMES,
@@ -15,7 +16,6 @@ from pipeline.reporting.evidence.cells import (
     dataset_name,
     estimate,
     layers_name,
-    metric_of,
     objective_name,
     with_parameter,
 )
@@ -44,8 +44,8 @@ def diagnostics(results: list[RunResult]) -> Table:
     """One row per run: pruning, overfitting, effective sample size and active units on the whole test set."""
     rows: list[dict[str, Any]] = []
     for run in results:
-        nll, pruned, train = (metric_of(run, metric) for metric in ("nll", "nll_pruned", "train_nll"))
-        units = [metric_of(run, f"active_units_test_{layer}") for layer in range(1, run.spec.layers + 1)]
+        nll, pruned, train = (value_of(run.metrics, metric) for metric in ("nll", "nll_pruned", "train_nll"))
+        units = [value_of(run.metrics, f"active_units_test_{layer}") for layer in range(1, run.spec.layers + 1)]
         rows.append(
             {
                 "cohort": run.cohort,
@@ -55,8 +55,8 @@ def diagnostics(results: list[RunResult]) -> Table:
                 "bits_per_dimension": None if nll is None else bits_per_dimension(nll),
                 "pruned_minus_full": pruned - nll if pruned is not None and nll is not None else None,
                 "test_minus_train": nll - train if train is not None and nll is not None else None,
-                "ess_64": metric_of(run, "ess_64"),
-                "bits_sd_nll": metric_of(run, "bits_sd_nll"),
+                "ess_64": value_of(run.metrics, "ess_64"),
+                "bits_sd_nll": value_of(run.metrics, "bits_sd_nll"),
                 "active_units_test_1": units[0],
                 "active_units_test_2": units[1] if len(units) > 1 else None,
             }

@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 
 from pipeline.data.catalogue import DATASETS
 from pipeline.published import Setting
+from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
-from pipeline.reporting.evidence.cells import dataset_name, layers_name, metric_of, setting_name
+from pipeline.reporting.evidence.cells import dataset_name, layers_name, setting_name
 from pipeline.reporting.evidence.waypoints import (
     LEAST_CELLS,
     Gap,
@@ -183,7 +184,7 @@ def series_table(runs: Sequence[RunResult]) -> Table | None:
         record: dict[str, Any] = {"cohort": run.cohort, "run": run.spec.name, "under_way": run.is_under_way}
         for epochs in depths:
             state = states.get(epochs)
-            nll, units = (metric_of(state, key) if state else None for key in ("nll", "active_units"))
+            nll, units = (value_of(state.metrics, key) if state else None for key in ("nll", "active_units"))
             row[whole_epochs(epochs)] = DASH if nll is None else f"{number(nll)} ({count(units)})"
             record |= {f"nll_{epochs:g}": nll, f"active_units_{epochs:g}": units}
             record[f"test_images_{epochs:g}"] = state.metrics.get("test_images") if state else None

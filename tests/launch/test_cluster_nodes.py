@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.launch.cluster import check_reachable
+from pipeline.launch.cluster_nodes import check_reachable
 
 
 def test_an_address_where_somebody_listens_and_those_without_a_port_pass() -> None:
