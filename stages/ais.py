@@ -21,7 +21,8 @@ import torch
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.ais import AisSpec, facts, second_opinion
-from pipeline.evaluation.images import Images, evenly_spaced
+from pipeline.evaluation.images import Images
+from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.cohorts import load_cohort, load_cohorts
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.spec import CohortSpec, RunSpec

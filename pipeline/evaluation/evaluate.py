@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.evaluation.active_units import BURDA_IMAGES, active_masks, posterior_means, unit_variances
 from pipeline.evaluation.binarizations import bits_spread, is_fixed
 from pipeline.evaluation.classifier import DigitReader
-from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once, evenly_spaced
+from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once
 from pipeline.evaluation.likelihood import Likelihoods, likelihoods, model_log_weights
 from pipeline.evaluation.posterior import (
     decoded_samples,
@@ -30,6 +30,7 @@ from pipeline.evaluation.posterior import (
 )
 from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.snr import run_snr
+from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
 from pipeline.files import atomic_path, disk_error, sha256_file
 from pipeline.models.networks import Parameters

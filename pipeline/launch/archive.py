@@ -27,7 +27,7 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,
@@ -82,7 +82,7 @@ def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 def carried_jobs(
-    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths = HERE
+    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths
 ) -> dict[str, dict[str, Any]]:
     """By digest, what the manifest says of each run of a cohort that the store holds a state of.
 

@@ -212,7 +212,7 @@ class Driver:
         own = self.project
         if not self.on_gpu:
             every = [job for item in items for job in item.jobs]
-            time_kinds([job for job in every if not job.is_finished], every, own.store)
+            time_kinds([job for job in every if not job.is_finished], every, own.store, own.paths)
             return
         if len(items) <= sum(node.gpus for node in self.nodes):
             return
@@ -509,7 +509,7 @@ def run(
         units = replace(project, chosen=left if use_gpus else single_runs(left))
         driver = Driver(units, [*(cut(units, own) for own in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
         if dry:
-            say(describe(project.standings(), machine))
+            say(describe(project.standings(), machine, project.paths))
             say(describe_cluster(driver))
             return 0
         if seconds is not None:

@@ -20,8 +20,9 @@ import torch
 
 from pipeline.data.datasets import Dataset
 from pipeline.errors import UserError
-from pipeline.evaluation.images import Images, evenly_spaced
+from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
+from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.files import atomic_path, content_of, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.paths import Paths
