@@ -64,6 +64,9 @@ def content_of(path: Path, what: str, remedy: str = WRITE_AGAIN) -> Iterator[Non
     """
     try:
         yield
+    except IsADirectoryError as error:
+        then = remedy.removeprefix("delete it, and ").removeprefix("delete it and ")
+        raise UserError(f"{path}: not {what}: a folder is where a file belongs; move it away, then {then}") from error
     except OSError as error:
         raise disk_error(path, "read", error) from error
     except MALFORMED as error:

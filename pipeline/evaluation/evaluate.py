@@ -18,7 +18,7 @@ from torch import Tensor
 from pipeline.evaluation.active_units import BURDA_IMAGES, active_masks, posterior_means, unit_variances
 from pipeline.evaluation.binarizations import bits_spread, is_fixed
 from pipeline.evaluation.classifier import DigitReader
-from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once, evenly_spaced
+from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once
 from pipeline.evaluation.likelihood import Likelihoods, likelihoods, model_log_weights
 from pipeline.evaluation.posterior import (
     decoded_samples,
@@ -30,6 +30,7 @@ from pipeline.evaluation.posterior import (
 )
 from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.snr import run_snr
+from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
 from pipeline.files import atomic_path, disk_error, sha256_file
 from pipeline.models.networks import Parameters
@@ -38,6 +39,8 @@ from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
 from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
 
+SHAPE = {"run": str, "steps": int, "metrics": dict, "evaluation": dict, "arrays_sha256": str}
+"""The fields of an evaluation's JSON."""
 SAMPLE_COUNT = 100
 BOUND_IMAGES = 100
 """Test images, evenly spaced, whose bounds at every K are kept."""
@@ -363,7 +366,7 @@ def read_evaluation(target: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any
 
     Raises: Damaged naming the file that is not what was written; UserError when one is missing or cannot be read.
     """
-    content = read_sealed_json(target.with_suffix(".json"))
+    content = read_sealed_json(target.with_suffix(".json"), SHAPE)
     path = target.with_suffix(".npz")
     try:
         if sha256_file(path) != content["arrays_sha256"]:

@@ -40,11 +40,6 @@ class Images:
         return (Images(bits, numbers) for bits, numbers in parts)
 
 
-def evenly_spaced(total: int, count: int | None) -> NDArray[np.int64]:
-    """`count` indices spread over range(total), or all of it: LeCun's first 5000 test digits are the easier half."""
-    return np.linspace(0, total, min(count or total, total), endpoint=False).astype(np.int64)
-
-
 def binarize_once(
     grey: NDArray[np.uint8], numbers: NDArray[np.int64], seed: int, purpose: str, device: torch.device
 ) -> Images:

@@ -353,7 +353,7 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
     count = min(project.machine.workers, len(plan))
     failures: list[str] = []
     try:
-        time_kinds(open_jobs, jobs, project.store, paths=project.paths)
+        time_kinds(open_jobs, jobs, project.store, project.paths)
         say(forecast(project.standings(), project))
         run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
     except UserError as error:

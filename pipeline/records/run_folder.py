@@ -43,6 +43,8 @@ AVERAGED = HISTORY_COLUMNS[4:]
 
 RUN_JSON, HISTORY, WEIGHTS, OPTIMIZER = "run.json", "history.csv", "weights.safetensors", "optimizer.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+RUN_SHAPE = {"spec": dict, "digest": str, "steps": int, "status": str, "training": dict, "files": dict}
+"""The fields of run.json that are always there."""
 LISTED = frozenset((HISTORY, WEIGHTS, OPTIMIZER))
 """What a waypoint's run.json lists, at the least."""
 WAYPOINT = "waypoint-"
@@ -389,7 +391,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises: Damaged when it is not what was written; UserError when it is missing or cannot be read.
     """
-    return read_sealed_json(folder / RUN_JSON)
+    return read_sealed_json(folder / RUN_JSON, RUN_SHAPE)
 
 
 def waypoint_beside(folder: Path, steps: int) -> Path:

@@ -39,7 +39,18 @@ from pipeline.reporting.forms.section import Section
 from pipeline.reporting.forms.tables import Table
 from pipeline.reporting.readme import in_short
 from pipeline.reporting.report import Report
-from pipeline.reporting.sections import beyond, bias, density, depth, gradients, made, posterior, provenance, sweep
+from pipeline.reporting.sections import (
+    beyond,
+    bias,
+    density,
+    depth,
+    gradients,
+    made,
+    posterior,
+    provenance,
+    sweep,
+    waypoints,
+)
 from pipeline.reporting.sections.answer import cards
 from pipeline.reporting.sections.claims import claims_forest
 from pipeline.reporting.sections.gradients import gradient_claims
@@ -50,6 +61,7 @@ SECTIONS: tuple[Callable[[Report], Section], ...] = (
     posterior.section,
     sweep.section,
     gradients.section,
+    waypoints.section,
     beyond.section,
     made.section,
 )

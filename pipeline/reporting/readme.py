@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pipeline.reporting.evidence.cells import gather
+from pipeline.reporting.evidence.waypoints import ways
 from pipeline.reporting.forms.drawing import Figure
 from pipeline.reporting.forms.render import to_markdown
 from pipeline.reporting.report import Report
+from pipeline.reporting.sections import waypoints
 from pipeline.reporting.sections.answer import cards
 from pipeline.reporting.sections.density import side_by_side
 
@@ -17,13 +19,15 @@ MOST = 4
 
 
 def in_short(report: Report, progress: str, caveat: str, figures: Sequence[Figure]) -> str:
-    """The answer, Table 1 and four pictures."""
+    """The answer, Table 1, how far waypoints are from the end, and four pictures."""
     lines = [f"# What makes a good ELBO? The {report.scale} scale", "", f"**{progress}** {caveat}", ""]
     lines += ["This page is the short form of `index.html` beside it, which a browser opens from a clone.", ""]
     for card in cards(report):
         lines.append(f"- **{card.question}** *{card.answer}.* {card.sentence} ({card.chip})")
     table = side_by_side(report.cells, "burda-table1", gather(report.under_way))
-    lines += ["", to_markdown(table).strip().replace("### ", "## ", 1), ""]
+    distances = waypoints.distance_table(ways(report.results))
+    for shown in (table, *([distances] if distances else [])):
+        lines += ["", to_markdown(shown).strip().replace("### ", "## ", 1), ""]
     known = {figure.name: figure for figure in figures}
     for name in [name for name in PICTURES if name in known][:MOST]:
         figure = known[name]

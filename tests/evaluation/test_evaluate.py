@@ -16,7 +16,7 @@ from pipeline.evaluation.evaluate import (
     evaluate_weights,
     evaluation_digest,
 )
-from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once, evenly_spaced
+from pipeline.evaluation.images import Images, binarization_of_test_set, binarize_once
 from pipeline.evaluation.samples import draw_samples
 from pipeline.experiments.spec import EvaluationSpec
 from pipeline.models.networks import Parameters, count_parameters, initial_weights
@@ -114,11 +114,6 @@ def test_pruning_nothing_changes_nothing(grey_images: NDArray[np.uint8]) -> None
     metrics, _ = evaluate_weights(flat, run, SPEC, material)
     assert metrics["active_units_1"] == 50
     assert metrics["nll_pruned"] == pytest.approx(metrics["nll"], abs=1e-4)
-
-
-def test_subset_is_spread_over_the_test_set() -> None:
-    assert evenly_spaced(10_000, 100).tolist() == list(range(0, 10_000, 100))
-    assert evenly_spaced(7, None).tolist() == list(range(7))
 
 
 def test_binarizing_once_keeps_a_fixed_binarization() -> None:

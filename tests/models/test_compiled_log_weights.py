@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.models import compiled_step
 from pipeline.models.compiled_step import LogWeights
 from pipeline.models.log_weights import forward
-from pipeline.models.networks import Parameters, initial_weights
+from pipeline.models.networks import Parameters, initial_weights, network
 
 pytestmark = pytest.mark.skipif(
     not isinstance(compiled_step.library(), ctypes.CDLL), reason=f"no compiled step: {compiled_step.library()}"
@@ -68,6 +69,32 @@ def test_log_weights(latent: tuple[int, ...], masked: bool, count: int) -> None:
     found = compiled.of(np.array(numbers), 7, 13, keys(latent))
     assert found.shape == (13, count)
     torch.testing.assert_close(found.double(), expected(latent, x, numbers, slice(7, 20), active), rtol=1e-6, atol=1e-4)
+
+
+def test_log_weights_with_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = Path("/proc/cpuinfo")
+    if not cpu.exists() or "avx2" not in cpu.read_text():
+        pytest.skip("this processor has no AVX2")
+    built = compiled_step.build(tmp_path / "step.so", ["cc"], ("-march=haswell",))
+    monkeypatch.setattr(compiled_step, "library", lambda: built)
+    latent = 100, 50
+    x, ones = bits(20), [torch.ones(units) for units in latent]
+    compiled = LogWeights(latent, weights(latent), torch.cat(ones))
+    compiled.encode(x)
+    found = compiled.of(np.arange(20), 0, 13, keys(latent))
+    exact = expected(latent, x, range(20), slice(0, 13), ones)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-4)
+
+
+@pytest.mark.parametrize("layer", [layer.name for layer in network((50,))])
+def test_a_diverged_network_shows(layer: str) -> None:
+    """A NaN, wherever it arises, comes through tanh and the likelihood."""
+    latent = (50,)
+    model = Parameters(latent, weights(latent).unsqueeze(0))
+    model.bias[layer][0, 0, 3] = torch.nan
+    compiled = LogWeights(latent, model.flat[0], torch.ones(50))
+    compiled.encode(bits(20))
+    assert compiled.of(np.arange(20), 0, 5, keys(latent)).isnan().all()
 
 
 def test_an_image_and_a_sample_have_their_weight_whatever_is_beside_them() -> None:

@@ -118,7 +118,7 @@ def test_latex_compiles_into_tables_that_fit(tables: list[Table], tmp_path: Path
     if engine is None:
         pytest.skip("no pdflatex to compile the tables with; on Debian: apt-get install texlive-latex-recommended")
     body = "\n\\clearpage\n".join(to_latex(table) for table in tables)
-    packages = "array,booktabs,graphicx,longtable,xcolor"
+    packages = "array,booktabs,graphicx,longtable,lscape,xcolor"
     (tmp_path / "paper.tex").write_text(
         f"\\documentclass{{article}}\n\\usepackage{{{packages}}}\n\\begin{{document}}\n{body}\n\\end{{document}}\n"
     )

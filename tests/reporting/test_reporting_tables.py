@@ -13,7 +13,9 @@ import pytest
 
 from pipeline.published import burda_table
 from pipeline.records.results import RunResult
+from pipeline.reporting.evidence.cells import gather
 from pipeline.reporting.forms.render import (
+    aligned,
     is_text,
     latex_escape,
     shade,
@@ -24,6 +26,7 @@ from pipeline.reporting.forms.render import (
     to_markdown,
 )
 from pipeline.reporting.forms.tables import Table
+from pipeline.reporting.sections import density
 from tests.reporting.conftest import all_tables
 
 Make = Callable[..., RunResult]
@@ -273,3 +276,24 @@ def test_html_is_balanced_and_escaped(made: dict[str, Table]) -> None:
         assert parser.cells == table.display.size
     unsafe = replace(made["burda_table2"], groups=("<script>",) * 4)
     assert "<script>" not in to_html(unsafe)
+
+
+@pytest.mark.parametrize(
+    ("cells", "shown"),
+    [
+        (["93.09 (86.76)", "118.93 (108.11)"], [r"93.09 (\phantom{0}86.76)", "118.93 (108.11)"]),
+        (["+2.50", "−1.27 (u)"], [r"+2.50\phantom{ (u)}", "$-$1.27 (u)"]),
+        (["5", "2.25", "1.5"], [r"5\phantom{.00}", "2.25", r"1.5\phantom{0}"]),
+        (["16+5", "100+50", "–"], ["16+5", "100+50", "--"]),
+    ],
+)
+def test_decimals_of_a_latex_column_stand_below_each_other(cells: list[str], shown: list[str]) -> None:
+    assert aligned(cells) == shown
+
+
+def test_latex_sets_our_best_number_in_bold_and_not_the_papers(make: Make) -> None:
+    cells = gather([make("vae", 5, 1, nll=150.0), make("iwae", 1, 5, nll=140.0)])
+    text = to_latex(density.side_by_side(cells, "burda-table1", {}))
+    assert r"{\fontseries{b}\selectfont 140.00} (85.54)" in text
+    # What is missing is no word: the column stays one of numbers.
+    assert r"\begin{tabular}{rrrrr}" in text

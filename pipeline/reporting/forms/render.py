@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 
 import pandas as pd
@@ -46,6 +46,12 @@ TEXT_COLUMNS = {"objective", "protocol", "verdict", "decision", "run", "status"}
 """Headings of left-aligned columns; any other is one too when its cells hold no numbers."""
 LATEX_PAGE = 48
 """Lines of a table that fit on a page."""
+LATEX_LINE = 360.0
+"""Points that a table may be wide in LaTeX's narrow `article`; a long one that is wider lies on its side."""
+LATEX_LETTER, LATEX_GAP = 3.6, 2.5
+"""Points of a letter of a long table, and to each side of a column."""
+LATEX_BOLD = r"{\fontseries{b}\selectfont %s}"
+"""Bold letters as wide as others, so that decimals stay aligned."""
 LATEX_PROSE = r">{\raggedright\arraybackslash}p{0.19\linewidth}"
 LATEX_SHRINK = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}"
 EMPTY = (DASH, NOT_RUN, DIVERGED, "")
@@ -77,7 +83,8 @@ def sort_value(text: str) -> float | None:
 def is_text(table: Table, heading: str) -> bool:
     """Whether a column is one of text, aligned left and sorted by words, rather than of numbers."""
     shown = [str(value) for value in table.display[heading]]
-    return heading in TEXT_COLUMNS or any(sort_value(text) is None for text in shown if text not in EMPTY)
+    missing = (*EMPTY, *(text for text in shown if text.startswith(f"{DASH} (")))
+    return heading in TEXT_COLUMNS or any(sort_value(text) is None for text in shown if text not in missing)
 
 
 def to_csv(table: Table) -> str:
@@ -100,7 +107,8 @@ def to_markdown(table: Table) -> str:
     lines = [f"### {table.title}", "", f"**{table.see}** {table.method}".strip(), "", line(headings)]
     lines.append(line([":--" if is_text(table, heading) else "--:" for heading in headings]))
     for group, rows in _grouped(table):
-        lines.append(line([f"**{group}**", *[""] * (len(headings) - 1)]))
+        if group:
+            lines.append(line([f"**{group}**", *[""] * (len(headings) - 1)]))
         lines += [line([_bold(table, i, heading, "**{}**") for heading in headings]) for i in rows]
     notes = ["", *(f"- {note}" for note in table.notes)] if table.notes else []
     return "\n".join([*lines, *notes]) + "\n"
@@ -112,39 +120,117 @@ def latex_escape(text: str) -> str:
     return LATEX["p̂"].join("".join(LATEX.get(character, character) for character in part) for part in parts)
 
 
+SIGNS = "+-−"
+NUMBER = re.compile(r"(\d+)(\.\d+)?")
+
+
+def aligned(texts: Sequence[str]) -> list[str]:
+    r"""The cells of a right-aligned column as LaTeX, with room (`\phantom`) where a number is shorter than others.
+
+    So decimal points stand below each other, also those of a second number as in `93.09 (86.76)`, and of cells that
+    end earlier than others (`−85.68` below `−85.68 ± 0.06 (u)`).
+    """
+    forms = [NUMBER.sub("#", text) for text in texts]
+    widths: dict[tuple[str, int], tuple[int, int]] = {}
+    for text, form in zip(texts, forms, strict=True):
+        for place, found in enumerate(NUMBER.finditer(text)):
+            whole, decimals = widths.get((form, place), (0, 0))
+            widths[form, place] = max(whole, len(found[1])), max(decimals, len(found[2] or ""))
+
+    def padded(text: str, form: str) -> str:
+        shown, end = "", 0
+        for place, found in enumerate(NUMBER.finditer(text)):
+            whole, decimals = widths[form, place]
+            # The column aligns the first on its right; a sum like 16+5 stays together.
+            alone = place > 0 and text[found.start() - 1] != "+"
+            before = "0" * (whole - len(found[1])) if alone else ""
+            after = ("" if found[2] or not decimals else ".") + "0" * (decimals - max(1, len(found[2] or "")))
+            shown += latex_escape(text[end : found.start()]) + _room(before) + latex_escape(found[0])
+            shown, end = shown + _room(after if decimals else ""), found.end()
+        return shown + latex_escape(text[end:])
+
+    cells = []
+    for text, form in zip(texts, forms, strict=True):
+        own = form.lstrip(SIGNS)
+        longer = [other for other in forms if other.lstrip(SIGNS).startswith(f"{own} ") and "#" in form]
+        tail = ""
+        if longer:
+            whole_form = max(longer, key=len)
+            whole_text = texts[forms.index(whole_form)]
+            tail = whole_text[_end_of(whole_text, form.count("#")) :]
+        cells.append(padded(text, form) + _room(latex_escape(tail)))
+    return cells
+
+
+def _end_of(text: str, count: int) -> int:
+    """Where the number that is the `count`th of a text ends."""
+    return list(NUMBER.finditer(text))[count - 1].end()
+
+
+def _room(text: str) -> str:
+    return rf"\phantom{{{text}}}" if text else ""
+
+
+def _first_bold(cell: str) -> str:
+    """A cell whose number is the best; what stands behind it, as the paper's in brackets, is not ours."""
+    own, bracket, other = cell.partition(" (")
+    return LATEX_BOLD % own + bracket + other
+
+
 def _latex_rows(table: Table, headings: list[str]) -> Iterator[str]:
+    columns = {}
+    for heading in headings:
+        texts = [str(value) for value in table.display[heading]]
+        columns[heading] = [latex_escape(text) for text in texts] if is_text(table, heading) else aligned(texts)
     for group, rows in _grouped(table):
         yield r"\midrule"
         if group:
             yield rf"\multicolumn{{{len(headings)}}}{{l}}{{\textbf{{{latex_escape(group)}}}}} \\"
         for i in rows:
-            cells = [latex_escape(str(table.display.iloc[i][heading])) for heading in headings]
-            grey = [(i, heading) in table.greyed for heading in headings]
-            shown = [rf"\textcolor{{gray}}{{{c}}}" if g else c for c, g in zip(cells, grey, strict=True)]
-            best = [(i, heading) in table.best for heading in headings]
-            shown = [rf"\textbf{{{c}}}" if b else c for c, b in zip(shown, best, strict=True)]
+            shown = []
+            for heading in headings:
+                cell = columns[heading][i]
+                cell = _first_bold(cell) if (i, heading) in table.best else cell
+                shown.append(rf"\textcolor{{gray}}{{{cell}}}" if (i, heading) in table.greyed else cell)
             yield " & ".join(shown) + r" \\"
+
+
+def _latex_width(table: Table, headings: list[str]) -> float:
+    """About how many points wide a long table is."""
+    letters = [max(len(heading), *(len(str(value)) for value in table.display[heading])) for heading in headings]
+    plain = [n for n, heading in zip(letters, headings, strict=True) if heading not in PROSE_COLUMNS]
+    prose = 0.19 * LATEX_LINE * (len(headings) - len(plain))
+    return LATEX_LETTER * sum(plain) + prose + 2 * LATEX_GAP * len(headings)
 
 
 def to_latex(table: Table) -> str:
     r"""A `table` with booktabs rules, shrunk to the line where it is wider; a `longtable` where a page is too short.
 
-    Needs the packages array, booktabs, xcolor (for greyed values), and graphicx or longtable.
+    A long table that is too wide lies on its side. Needs the packages array, booktabs, xcolor (for greyed values), and
+    graphicx or longtable and lscape.
     """
     headings = [str(heading) for heading in table.display.columns]
     columns = "".join(
         LATEX_PROSE if heading in PROSE_COLUMNS else "l" if is_text(table, heading) else "r" for heading in headings
     )
-    caption = rf"\caption{{{latex_escape(table.title)}. {latex_escape(table.see)}}}\label{{tab:{table.name}}}"
+    # A question has its own mark at the end.
+    title = table.title if table.title.endswith("?") else f"{table.title}."
+    caption = rf"\caption{{{latex_escape(title)} {latex_escape(table.see)}}}\label{{tab:{table.name}}}"
     head = " & ".join(latex_escape(heading) for heading in headings) + r" \\"
     body = list(_latex_rows(table, headings))
     below = [*([table.method] if table.method else []), *table.notes]
     notes = [rf"\par\noindent\footnotesize {latex_escape(note)}" for note in below]
     if len(body) > LATEX_PAGE:
-        begin = [r"\begingroup\scriptsize\setlength{\tabcolsep}{2.5pt}", rf"\begin{{longtable}}{{{columns}}}"]
+        on_side = _latex_width(table, headings) > LATEX_LINE
+        begin = [
+            *([r"\begin{landscape}"] if on_side else []),
+            rf"\begingroup\scriptsize\setlength{{\tabcolsep}}{{{LATEX_GAP}pt}}",
+            rf"\begin{{longtable}}{{{columns}}}",
+        ]
         top = [caption + r" \\", r"\toprule", head, r"\endfirsthead", r"\toprule", head, r"\midrule", r"\endhead"]
-        lines = ["% needs \\usepackage{array,booktabs,longtable,xcolor}", *begin, *top, *body]
-        return "\n".join([*lines, r"\bottomrule", r"\end{longtable}", *notes, r"\par\endgroup"]) + "\n"
+        lines = ["% needs \\usepackage{array,booktabs,longtable,lscape,xcolor}", *begin, *top, *body]
+        end = [r"\bottomrule", r"\end{longtable}", *notes, r"\par\endgroup"]
+        return "\n".join([*lines, *end, *([r"\end{landscape}"] if on_side else [])]) + "\n"
     begin = [
         r"\begin{table}",
         r"\centering",

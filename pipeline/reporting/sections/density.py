@@ -476,7 +476,7 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
 def section(report: Report) -> Section:
     cells, scale = report.cells, report.scale
     datasets = tuple(DATASET_NAMES)
-    under_way, by_depth = gather(report.under_way), depth.claims_by_depth(report)
+    under_way = gather(report.under_way)
     fixed = side_by_side(cells, "burda-table3", under_way)
     return Section(
         "density",
@@ -486,8 +486,7 @@ def section(report: Report) -> Section:
         "three tables, and the objectives of Rainforth et al. in the same setting.",
         (
             *shown(side_by_side(cells, "burda-table1", under_way), depth.under_way_table(report.under_way)),
-            *shown(objectives_figure(cells), depth.series_figure(report), depth.claims_figure(by_depth)),
-            *folded(depth.claims_table(by_depth) if report.judged else None),
+            *shown(objectives_figure(cells), depth.series_figure(report)),
             *folded(burda(cells, "burda-table1", scale), burda_table2(cells, scale)),
             *folded(fixed, burda(cells, "burda-table3", scale), every_objective(cells, scale)),
             *folded(difference_heatmap(cells) if report.comparable else None),

@@ -1,10 +1,8 @@
-"""How deep are the runs, and what was known on the way? Cells against epochs, claims against epochs, runs on their "
-"way."""
+"""How deep are the runs, and what was known on the way? Cells and claims against epochs, runs on their way."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from pipeline.reporting.evidence.claims import (
     UNITS,
     decide_claims,
 )
+from pipeline.reporting.evidence.waypoints import at_waypoints
 from pipeline.reporting.forms.drawing import (
     GRID,
     INK,
@@ -106,29 +105,11 @@ def under_way_table(runs: Sequence[RunResult]) -> Table | None:
     greyed = frozenset((i, "so far") for i in range(len(rows)))
     caption = (
         "What is known of them is of the last waypoint that was evaluated; none is judged, and no figure shows them "
-        "but "
-        "those against epochs.\n"
+        "but those against epochs.\n"
         "NLL in nats per image and active units, bottom layer first. Training goes on from there at the next call."
     )
     title = "Which cells are on their way?"
     return Table("under_way", title, caption, pd.DataFrame(data), pd.DataFrame(rows), tuple(groups), greyed)
-
-
-def at_waypoints(run: RunResult) -> list[RunResult]:
-    """A run as it was at each of its evaluated waypoints and as it is, shallowest first."""
-    earlier = [
-        replace(
-            run,
-            spec=replace(run.spec, max_steps=own.steps),
-            status=own.status,
-            evaluation=own.evaluation,
-            metrics=own.metrics,
-            arrays=own.arrays,
-            waypoints=(),
-        )
-        for own in run.waypoints
-    ]
-    return [*earlier, run]
 
 
 def _drawn_runs(report: Report) -> list[RunResult]:
@@ -172,7 +153,7 @@ def series_figure(report: Report) -> Figure | None:
                 for ax, metric in zip(column, ("nll", "active_units"), strict=True):
                     _series_line(ax, own, metric, run)
             column[0].set(title=panel_title(*panel))
-            _epochs_axis(column[0], data["epochs"])
+            epochs_axis(column[1], data["epochs"])
             column[1].set_xlabel("epochs")
             for ax in column:
                 ax.grid(color=GRID)
@@ -194,12 +175,12 @@ def series_figure(report: Report) -> Figure | None:
         return finish(canvas, name, title, caption, data)
 
 
-def _epochs_axis(ax: Axes, epochs: pd.Series[float]) -> None:
+def epochs_axis(ax: Axes, epochs: pd.Series[float], until: int = FULL) -> None:
     """Logarithmic, labelled where the papers' stages end."""
     ends = np.cumsum([stage.epochs for stage in burda_schedule(True)])
-    shown = [int(end) for end in ends if end >= epochs.min()]
+    shown = [int(end) for end in ends if epochs.min() <= end <= until]
     ax.set_xscale("log")
-    ax.set_xticks(shown, [f"{end:,}" for end in shown], rotation=45, ha="right", rotation_mode="anchor")
+    ax.set_xticks(shown, [str(end) for end in shown], rotation=45, ha="right", rotation_mode="anchor")
     ax.xaxis.set_minor_locator(NullLocator())
 
 
@@ -255,8 +236,9 @@ def claims_figure(data: pd.DataFrame) -> Figure | None:
         return None
     name, title = "claims_by_epochs", "Which claims show early, which late?"
     families = [family for family in SHOWN_FAMILIES if (data["family"] == family).any()]
-    with open_canvas(name, 10.8, 2.9 * -(-len(families) // 3)) as canvas:
-        axes = canvas.subplots(-(-len(families) // 3), min(3, len(families)), squeeze=False)
+    wide, high = min(3, len(families)), -(-len(families) // 3)
+    with open_canvas(name, 1.2 + 3.2 * max(2, wide), 2.9 * high) as canvas:
+        axes = canvas.subplots(high, wide, squeeze=False)
         for ax, family in zip(axes.flat, families, strict=False):
             own = data[data["family"] == family]
             ax.axhline(0, color=INK, lw=0.8)
@@ -265,7 +247,7 @@ def claims_figure(data: pd.DataFrame) -> Figure | None:
                 ax.errorbar(rows["epochs"], rows["effect"], yerr=bars, color=INK, marker="o", ms=3.5, lw=0.9, alpha=0.6)
                 ax.plot(FULL, rows["paper_effect"].iloc[0], "o", color=INK, mfc="none", ms=5)
             ax.set(title=family, xlabel="epochs")
-            _epochs_axis(ax, data["epochs"])
+            epochs_axis(ax, data["epochs"])
             ax.set_ylabel("active units" if family == UNITS else "nats")
             ax.grid(color=GRID)
         for ax in axes.flat[len(families) :]:
