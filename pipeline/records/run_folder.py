@@ -197,15 +197,16 @@ def read_history_rows(path: Path) -> list[list[float]]:
 
     Raises: Damaged when it is none; UserError when it is missing or cannot be read.
     """
+    remedy = "train the run again"
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
         values = [[float(value) for value in row] for row in rows]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: missing") from error
+        raise UserError(f"{path}: missing; {remedy}") from error
     except ValueError as error:
-        raise Damaged(path, "not a training history") from error
+        raise Damaged(path, f"not a training history; {remedy}") from error
     if tuple(header) != HISTORY_COLUMNS or any(len(row) != len(HISTORY_COLUMNS) for row in values):
-        raise Damaged(path, "not a training history of this revision")
+        raise Damaged(path, f"not a training history of this revision; {remedy}")
     return values
 
 

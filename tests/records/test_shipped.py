@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.paths import HERE
 from pipeline.records import shipped
-from pipeline.records.results import RunResult, load_result, load_results
+from pipeline.records.results import NATS_STEP, RunResult, load_result, load_results
 from pipeline.records.sealed import load_tensors, save_tensors
 from pipeline.records.shipped import INDEX, check_nll, select, ship, shipped_cells, shipped_weights
 from pipeline.records.store import cohort_jobs
@@ -80,9 +81,9 @@ def check(images: int = 50) -> shipped.Check:
 def test_the_committed_numbers_come_out_again(asked: int, images: int) -> None:
     found = check(asked)
     assert (found.images, found.total) == (images, 50)
-    # Committed values are rounded to a thousandth of a nat.
-    assert found.largest < 1e-3
-    assert found.difference == pytest.approx(0, abs=1e-3)
+    # Committed values are rounded, and rounding is all that is beyond the 1e-4 of another order of sums.
+    assert found.largest < 0.5 * NATS_STEP + 1e-4
+    assert found.difference == pytest.approx(0, abs=0.5 * NATS_STEP / np.sqrt(found.images) + 1e-4)
     assert found.agrees
     if images == 50:
         assert found.nll == pytest.approx(result().metrics["nll"], abs=1e-4)

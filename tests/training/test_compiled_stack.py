@@ -227,6 +227,23 @@ def test_protocols(protocol: Any, images: Tensor) -> None:
 
 
 @needs_the_step
+@pytest.mark.parametrize("protocol", single_changes())
+def test_three_updates_from_one_state(protocol: Any, images: Tensor) -> None:
+    """Before rounding has parted the two: what is left is that of a gradient, and of the weights themselves."""
+    run = make_run("iwae", 1, 4, latent=TWO, protocol=protocol, train_images=200, max_steps=None)
+    state = trained(run, images, 30)
+    own = replace(state, flat=state.flat.clone(), m=state.m.clone(), v=state.v.clone())
+    ours, plain = CompiledStack([run], [own], images), plain_stack(run, state, images)
+    before = plain.buffers.flat.clone()
+    ours.advance(3)
+    plain.advance(3)
+    way, rounding = float((plain.buffers.flat - before).norm()), 2**-24 * float(before.norm())
+    assert float((ours.buffers.flat - plain.buffers.flat).norm()) < 1e-5 * way + rounding
+    assert apart(ours.buffers.m, plain.buffers.m) < 1e-5
+    assert apart(ours.buffers.v, plain.buffers.v) < 2e-6
+
+
+@needs_the_step
 @pytest.mark.parametrize(("latent", "objective", "M", "K"), [(ONE, "iwae", 1, 5), (TWO, "miwae", 2, 2)])
 def test_five_hundred_updates_in_lockstep(
     latent: tuple[int, ...], objective: str, M: int, K: int, images: Tensor
