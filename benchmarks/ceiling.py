@@ -62,14 +62,14 @@ def missing() -> str | None:
 def work(name: str) -> Work:
     """Units: floating-point operations or bytes, of one of `OPERATIONS` or `BYTES`.
 
-    Raises: RuntimeError where the processor has no such instruction.
+    Raises: NotImplementedError where the processor has no such instruction.
     """
     found = library()
     assert isinstance(found, ctypes.CDLL), found
     if name in OPERATIONS:
         function = found.multiply_add if name == FMA else found.bfloat16_dot
         if function() == 0:
-            raise RuntimeError(f"this processor has none: {name}")
+            raise NotImplementedError(f"this processor has none: {name}")
         return repeated(lambda: function())
     size = (READS | UPDATES)[name]
     memory = torch.ones((size + ALIGNMENT) // 4)

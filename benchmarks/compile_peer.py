@@ -68,11 +68,11 @@ def _update(model: CalledModel, case: Case) -> Any:
 def work(value: dict[str, Any]) -> Work:
     """Units: updates.
 
-    Raises: RuntimeError for the likelihood, which is not written for it.
+    Raises: NotImplementedError for the likelihood, which is not written for it.
     """
     case = Case.of(value)
     if case.is_nll:
-        raise RuntimeError("its likelihood is not written")
+        raise NotImplementedError("its likelihood is not written")
     torch.manual_seed(0)
     model = CalledModel(case.latent)
     parameters = {name: value.detach() for name, value in model.named_parameters()}

@@ -91,11 +91,11 @@ def _many_steps(jax: Any, case: Case, images: Any, steps: int) -> Any:
 def work(value: dict[str, Any]) -> Work:
     """Units: updates.
 
-    Raises: RuntimeError for the likelihood, which is not written for it.
+    Raises: NotImplementedError for the likelihood, which is not written for it.
     """
     case = Case.of(value)
     if case.is_nll:
-        raise RuntimeError("its likelihood is not written")
+        raise NotImplementedError("its likelihood is not written")
     os.environ.setdefault("XLA_FLAGS", FLAGS)
     jax: Any = importlib.import_module("jax")
     jax.config.update("jax_default_prng_impl", "rbg")

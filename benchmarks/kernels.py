@@ -53,7 +53,7 @@ def work(name: str) -> Work:
     assert isinstance(found, ctypes.CDLL), found
     T, words, layer, which = NAMES[name]
     if words and not compiled_step.rounds_to_bfloat16():
-        raise RuntimeError("this processor has no instruction that multiplies bfloat16")
+        raise NotImplementedError("this processor has no instruction that multiplies bfloat16")
     model = found.kernels_new(T, words)
     assert model, "out of memory"
     return repeated(lambda: found.kernels_run(model, layer, which))

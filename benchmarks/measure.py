@@ -8,6 +8,7 @@ imported by that alone, so that another revision's checkout, first on PYTHONPATH
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import math
@@ -97,23 +98,28 @@ class Contestants:
 
     def __init__(self, entry: str, environment: dict[str, str], processes: int = 1) -> None:
         """`entry`: `module:function`, with `function(case) -> Work`; what `case` is, is between it and the caller."""
-        command = [sys.executable, "-P", __file__, entry]
-        self._processes = [
-            subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
-            )
-            for _ in range(processes)
-        ]
+        self._command = [sys.executable, "-P", __file__, entry]
+        self._environment = {**os.environ, **environment}
+        self._processes = [self._started() for _ in range(processes)]
+
+    def _started(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+        )
 
     def rate(self, case: Any, seconds: float) -> Rate:
-        """Of one process on average in processor time, of all together by the clock.
+        """Of one process on average in processor time, of all together by the clock. A process that ended at another
+        case is started anew.
 
         Raises: Failed with what the work raised.
         """
+        self._processes = [process if process.poll() is None else self._started() for process in self._processes]
         for process in self._processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps([case, seconds]) + "\n")
-            process.stdin.flush()
+            # Where the process has ended meanwhile, `_answer` says so.
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(json.dumps([case, seconds]) + "\n")
+                process.stdin.flush()
         answers = [self._answer(process) for process in self._processes]
         if failures := [answer["error"] for answer in answers if "error" in answer]:
             raise Failed(failures[0])
@@ -142,7 +148,11 @@ def _function(module: str, name: str) -> Any:
 
 
 def serve(entry: str) -> None:
-    """Answer each line `[case, seconds]` on stdin with a line of JSON on stdout; keep what was built for a case."""
+    """Answer each line `[case, seconds]` on stdin with a line of JSON on stdout; keep what was built for a case.
+
+    NotImplementedError is how a contestant says that it does not do a case; what else it raises is a fault, whose
+    traceback goes to stderr.
+    """
     # What libraries print must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
@@ -156,6 +166,8 @@ def serve(entry: str) -> None:
                 built[key] = _function(module, function)(case)
             rate = rate_here(built[key], seconds)
             answer: dict[str, Any] = {"cpu": rate.cpu, "wall": rate.wall}
+        except NotImplementedError as refusal:
+            answer = {"error": str(refusal)}
         except Exception as error:
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"}

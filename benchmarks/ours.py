@@ -38,11 +38,11 @@ def stack_of(runs: list[RunSpec], images: Tensor, engine: str = AUTO) -> Stack:
 
 
 def compiled_stack(case: Case, images: Tensor, precision: str = "float32") -> Stack:
-    """A run of the compiled step. Raises: RuntimeError where it cannot be had."""
+    """A run of the compiled step. Raises: NotImplementedError where it cannot be had."""
     run = run_spec(case, PROTOCOL, seed=0, precision=precision)
     why = why_not_compiled([run])
     if why is not None:
-        raise RuntimeError(why)
+        raise NotImplementedError(why)
     return CompiledStack([run], [initial_state(Job(run, "", Path(), None), images)], images)
 
 
@@ -94,7 +94,7 @@ VARIANTS: dict[str, Callable[[Case, Tensor], Stack]] = {
 def work(value: dict[str, Any]) -> Work:
     """Units: updates or images, on the CPU. `value`: the fields of a case, and perhaps the `variant`.
 
-    Raises: RuntimeError for a variant that cannot be had, and for those of training where the case is the likelihood.
+    Raises: NotImplementedError for a variant that cannot be had, and for ways to train where the case is the NLL.
     """
     variant = value.pop("variant", DEFAULT)
     case, images = Case.of(value), training_images()
@@ -102,5 +102,5 @@ def work(value: dict[str, Any]) -> Work:
     if not case.is_nll:
         return updates(VARIANTS[variant](case, images))
     if variant != DEFAULT:
-        raise RuntimeError("it is a way to train")
+        raise NotImplementedError("it is a way to train")
     return nll(case, images)

@@ -163,7 +163,7 @@ def work(value: dict[str, Any]) -> Work:
     """Units: updates or images, on the CPU."""
     case = Case.of(value)
     if case.latent != LATENT:
-        raise RuntimeError("its networks have one stochastic layer")
+        raise NotImplementedError("its networks have one stochastic layer")
     with _quiet():
         bits, device = binarized(training_images()), torch.device("cpu")
         return nll(bits, device) if case.is_nll else train(case, bits, device)

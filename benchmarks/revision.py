@@ -58,7 +58,7 @@ def work(value: dict[str, Any]) -> Any:
     images = torch.from_numpy(np.load(os.environ["BENCHMARK_IMAGES"])[: cases.IMAGES])
     if value["objective"] == "nll":
         if tuple(value["latent"]) != cases.LATENT:
-            raise RuntimeError("this revision measures the likelihood of the 1-layer network alone")
+            raise NotImplementedError("this revision measures the likelihood of the 1-layer network alone")
         return lambda tick: ours.estimate_nll(0, tick, images=images, bits=cases.binarized(images))
     case = cases.Case(value["name"], value["title"], value["objective"], value["M"], value["K"])
     run = replace(cases.run_spec(case, "published-code", seed=0), latent=tuple(value["latent"]))

@@ -7,7 +7,6 @@ runs themselves recorded them, and what is left of the workers' time for each ta
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -19,11 +18,13 @@ from statistics import median
 
 import torch
 
-from pipeline.experiments.cohorts import COHORTS, binarized, load_cohorts, load_evaluation, results_folder
+from pipeline.experiments.cohorts import load_cohorts, load_evaluation
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.launch import cluster as driver
 from pipeline.launch.cluster_nodes import LOOPBACK, LOOPBACK_VARIABLE
 from pipeline.launch.launcher import Project
+from pipeline.paths import HERE, Paths
+from pipeline.records.results import cohort_results
 from pipeline.work.machine import Machine
 
 SOURCE = "quick/burda-table1-mnist-1L-T5"
@@ -31,29 +32,29 @@ SOURCE = "quick/burda-table1-mnist-1L-T5"
 
 def cohorts(count: int, steps: int) -> tuple[tuple[CohortSpec, ...], EvaluationSpec]:
     """One-run cohorts that differ in their seeds alone."""
-    source = load_cohorts(COHORTS)[SOURCE]
+    source = load_cohorts(HERE.cohorts)[SOURCE]
     run = replace(source.runs[0], max_steps=steps)
     made = tuple(
         CohortSpec("bench", "bench", f"bench-mnist-1L-s{seed}", (replace(run, seed=seed),)) for seed in range(count)
     )
-    return made, replace(load_evaluation(COHORTS, source), diagnostic_images=0, snr_gradients=0)
+    return made, replace(load_evaluation(HERE.cohorts, source), diagnostic_images=0, snr_gradients=0)
 
 
 def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int) -> tuple[float, float]:
     """Seconds until all is done once the cluster stands, and seconds of recorded work in them."""
     from ray.cluster_utils import Cluster
 
-    data, before = binarized("mnist").resolve(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
+        paths = Paths(Path(folder))
         cluster = Cluster()
         try:
-            binarized("mnist").parent.mkdir(parents=True)
-            binarized("mnist").symlink_to(data)
+            data = paths.binarized("mnist")
+            data.parent.mkdir(parents=True)
+            data.symlink_to(HERE.binarized("mnist").resolve())
             cluster.add_node(num_cpus=workers, node_ip_address=LOOPBACK, include_dashboard=False)
             every = {cohort.key: cohort for cohort in made}
             machine = Machine(torch.device("cpu"), 1, 30.0)
-            project = Project(every, dict.fromkeys(every, evaluation), made, Path(".store"), machine)
+            project = Project(every, dict.fromkeys(every, evaluation), made, paths.store, machine, paths=paths)
             start = time.monotonic()
             with redirect_stdout(StringIO()):
                 status = driver.run(project, cluster.address, "cpu")
@@ -61,12 +62,11 @@ def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int
             assert status == 0
             worked = 0.0
             for cohort in made:
-                (run,) = json.loads((results_folder(cohort.key) / "runs.json").read_text()).values()
-                worked += run["training"]["wall_s"] + run["evaluation"]["wall_s"]
+                (run,) = cohort_results(paths.cohort_results(cohort.key))
+                worked += run.training["wall_s"] + run.evaluation["wall_s"]
             return wall, worked
         finally:
             cluster.shutdown()
-            os.chdir(before)
 
 
 def main() -> None:

@@ -141,8 +141,9 @@ def _failures(results: Results, against: str | None) -> list[str]:
     for case, failures in results.failures.items():
         for name, reason in failures.items():
             (title,) = _titles([name], against)
-            reasons.setdefault((title, reason), []).append(CASES[case].title if case in CASES else case)
-    return [f"Not measured: {title} ({', '.join(cases)}): {reason}." for (title, reason), cases in reasons.items()]
+            who, what = (title, CASES[case].title) if case in CASES else (case, title)
+            reasons.setdefault((who, reason), []).append(what)
+    return [f"Not measured: {who} ({'; '.join(what)}): {reason}." for (who, reason), what in reasons.items()]
 
 
 def gpu_tables(results: Results, hours: dict[str, float]) -> str:

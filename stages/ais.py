@@ -26,12 +26,13 @@ from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.cohorts import load_cohort, load_cohorts
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.spec import CohortSpec, RunSpec
-from pipeline.files import read_json, write_json
+from pipeline.files import content_of, write_json
 from pipeline.paths import Paths
 from pipeline.published import Setting
 from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_run, read_weights
 from pipeline.records.status import Status
 from pipeline.records.store import training_folder
+from pipeline.records.sums import read_sealed, sealed
 from pipeline.reporting.evidence.proposals import EXPERIMENT, IWAE, VAE
 from pipeline.work.console import ProgressMeter
 from pipeline.work.machine import resolve_device
@@ -39,6 +40,7 @@ from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
 
 TIMED_TRANSITIONS = 5
+REMEDY = "delete it, and run the same command again"
 
 
 def positive(text: str) -> int:
@@ -98,8 +100,9 @@ def is_done(target: Path, digest: str, asked: dict[str, int]) -> bool:
     """Whether these weights were looked at in this way before, as the file `target` tells."""
     if not target.exists():
         return False
-    known = read_json(target)
-    return bool(known["digest"] == digest and all(known["how"].get(name) == value for name, value in asked.items()))
+    known = read_sealed(target, REMEDY)
+    with content_of(target, "a second opinion", REMEDY):
+        return bool(known["digest"] == digest and all(known["how"].get(name) == value for name, value in asked.items()))
 
 
 def main(paths: Paths) -> None:
@@ -145,7 +148,7 @@ def second_opinion_of(
     target = target_of(cohort, run, paths)
     images = {name: values.tolist() for name, values in arrays.items()}
     identity = {"cohort": cohort.key, "run": run.name, "digest": content["digest"]}
-    write_json(target, {**identity, "summary": summary, "images": images, "how": facts(spec, flat)})
+    write_json(target, sealed({**identity, "summary": summary, "images": images, "how": facts(spec, flat)}))
     print(
         f"NLL of {len(test)} test images: {-summary['test/estimate']:.2f} by {samples} samples,"
         f" {-summary['test/lower']:.2f} by AIS (lower by {summary['test/lower_minus_estimate']:.2f}"

@@ -11,18 +11,30 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import ceiling, compile_peer, cpu, gpu, jax_peer, kernels, ours, peers, revision, table
-from benchmarks.cases import CASES, IMAGES, LATENTS, TRAINING, Case, glorot_layers, nll_flops, run_spec, step_flops
+from benchmarks import ahead_of_time, ceiling, compile_peer, cpu, gpu, jax_peer, kernels, ours, peers, revision, table
+from benchmarks.cases import (
+    CASES,
+    IMAGES,
+    IMAGES_VARIABLE,
+    LATENTS,
+    TRAINING,
+    Case,
+    glorot_layers,
+    nll_flops,
+    run_spec,
+    step_flops,
+)
 from benchmarks.contest import Results, hold, ratios
 from benchmarks.measure import Clock, Contestants, Failed, Rate, Tick, TimeUp, Work, rate_here
 from benchmarks.plain import PlainModel, set_gradients
 from pipeline.errors import UserError
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec
-from pipeline.models import compiled_step
+from pipeline.models import compiled_step, fused
 from pipeline.models.gradient import estimator_groups, gradient_estimate
 from pipeline.models.networks import Parameters, count_parameters
 from pipeline.objectives import OBJECTIVES
@@ -167,16 +179,19 @@ def test_the_clock_counts_what_comes_after_the_warm_up(monkeypatch: pytest.Monke
 
 
 def counting(case: Any) -> Work:
-    """An entry for `Contestants`: fails at the case 1, ends its process at 2."""
+    """An entry for `Contestants`: fails at the case 1, ends its process at 2, declines 3."""
     if case == 1:
         raise ValueError("no such thing\nsecond line")
+    if case == 3:
+        raise NotImplementedError("not my trade")
     if case == 2:
         sys.exit(3)
     print("a library talks")
     return count_ticks
 
 
-def test_contestants_measure_fail_and_end_in_processes_of_their_own() -> None:
+def test_contestants_measure_fail_and_end_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
+    """Every case is independent of how another one went; what is declined is no fault, whose traceback is shown."""
     found = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
     try:
         assert found.rate(0, 0.02).wall > 1000
@@ -185,8 +200,32 @@ def test_contestants_measure_fail_and_end_in_processes_of_their_own() -> None:
         assert found.rate(0, 0.02).wall > 1000
         with pytest.raises(Failed, match="ended with code 3"):
             found.rate(2, 0.02)
+        assert found.rate(0, 0.02).wall > 1000
+        with pytest.raises(Failed, match=r"^not my trade$"):
+            found.rate(3, 0.02)
     finally:
         found.close()
+    shown = capfd.readouterr().err
+    assert "no such thing" in shown
+    assert "not my trade" not in shown
+
+
+class OfOldRevision:
+    """Stands for `benchmarks.cases` and `benchmarks.ours` of a revision that knows the 1-layer network alone."""
+
+    LATENT, IMAGES = LATENTS[0], 40
+
+    @staticmethod
+    def keep_freed_memory() -> None:
+        pass
+
+
+def test_an_older_revision_declines_what_it_cannot_measure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    np.save(tmp_path / "images.npy", np.zeros((40, 784), np.uint8))
+    monkeypatch.setenv(IMAGES_VARIABLE, str(tmp_path / "images.npy"))
+    monkeypatch.setattr(revision.importlib, "import_module", lambda name: OfOldRevision)
+    with pytest.raises(NotImplementedError, match="the 1-layer network alone"):
+        revision.work(asdict(CASES["nll-2L"]))
 
 
 def test_ratios_are_taken_round_by_round() -> None:
@@ -225,6 +264,13 @@ def test_table_of_the_cpu_says_what_was_measured_and_what_was_not() -> None:
     assert "| VAE, k=1, 1 layer | 2.50 (2.00 to 3.00) |" in text
     assert "| VAE, k=1, 1 layer | 50% |" in text
     assert "Not measured: JAX (VAE, k=1, 1 layer): it is ill." in text
+
+
+def test_what_is_not_measured_for_one_reason_has_one_line() -> None:
+    failures = {"kernels": {"a": "no instruction", "b": "no instruction"}, "nll-2L": {cpu.AGAINST: "1 layer alone"}}
+    lines = table.cpu_tables(Results({}, failures), "abc1234").splitlines()
+    assert "Not measured: kernels (a; b): no instruction." in lines
+    assert "Not measured: ours at abc1234 (NLL, 5000 samples, 2 layers): 1 layer alone." in lines
 
 
 @pytest.mark.skipif(ceiling.missing() is not None, reason=str(ceiling.missing()))
@@ -321,3 +367,24 @@ def test_stacks_of_a_gpu_are_measured_and_tabled(monkeypatch: pytest.MonkeyPatch
     rows = [line.split(" | ")[0] for line in text.splitlines() if line.startswith("|")]
     assert rows[2:5] == ["| VAE, k=1, 1 layer", "| VAE, k=1, 1 layer", "| NLL, 5000 samples, 1 layer"]
     assert rows[-1] == "| all"
+
+
+def test_what_an_assembler_says() -> None:
+    spills = "    8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads"
+    said = f"{spills}\nptxas info    : Used 255 registers, used 1 barriers"
+    assert ahead_of_time.parsed(said, 1024) == ahead_of_time.Usage(255, 12, 16, 1024)
+
+
+@pytest.mark.skipif(not fused.available(), reason="Triton is not installed: pip install --no-deps triton")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_kernel_of_the_output_layer_fits_an_h100(tf32: bool) -> None:
+    """All it works on in registers, and two programs of it on a processor."""
+    found = ahead_of_time.usage(LATENTS[0], tf32, capability=90)
+    assert (found.spill_stores, found.spill_loads) == (0, 0)
+    assert 2 * found.shared < ahead_of_time.SHARED_BYTES[90]
+
+
+def test_without_triton_nothing_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused, "triton", None)
+    with pytest.raises(UserError, match="pip install --no-deps triton"):
+        ahead_of_time.usage(LATENTS[0], False, capability=90)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-HEAVY = {"pandas", "matplotlib", "seaborn", "mlflow", "dvc", "pydantic", "yaml", "scipy", "PIL", "requests"}
+HEAVY = {"pandas", "matplotlib", "seaborn", "mlflow", "dvc", "pydantic", "yaml", "ruamel", "scipy", "PIL", "requests"}
 LIGHT_STAGES = ["stages.check", "stages.download", "stages.binarize", "stages.report", "stages.track"]
 
 
@@ -65,7 +65,7 @@ def on_a_bare_machine(folder: Path, *command: str) -> subprocess.CompletedProces
     return subprocess.run(words, cwd=folder, env=own, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("package", ["tqdm", "pydantic", "yaml"])
+@pytest.mark.parametrize("package", ["tqdm", "pydantic", "yaml", "ruamel"])
 def test_the_bare_machine_of_these_tests_is_bare(package: str, tmp_path: Path) -> None:
     (tmp_path / "needs.py").write_text(f"import {package}")
     assert f"import of {package} halted" in on_a_bare_machine(tmp_path, "needs").stderr

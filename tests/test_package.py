@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
 from pipeline.launch import cluster_task
 from tests.conftest import ROOT
+
+CONSTRAINTS = ROOT / "constraints.txt"
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +96,34 @@ def test_the_version_of_the_sources_covers_every_file_that_computes(
         (tmp_path / "pipeline" / name).write_text("two")
         assert version() != before, name
         before = version()
+
+
+def test_constraints_name_one_version_each_and_no_build() -> None:
+    """`torch==2.13.0` is met by torch 2.13.0+cpu too."""
+    lines = [line for line in CONSTRAINTS.read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line) for line in lines)
+    names = [line.partition("==")[0].lower().replace("_", "-") for line in lines]
+    assert "torch" in names
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("hashed", [False, True])
+def test_a_hash_in_the_constraints_would_refuse_the_project_itself(hashed: bool, tmp_path: Path) -> None:
+    """The reason that constraints.txt gives for having none: where pip takes both, hashes are due."""
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project/pyproject.toml").write_text(
+        '[build-system]\nrequires = ["setuptools"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "another"\nversion = "0"\ndependencies = ["numpy"]\n[tool.setuptools]\npackages = []\n'
+    )
+    line = f"numpy=={version('numpy')}" + (f" --hash=sha256:{'0' * 64}" if hashed else "")
+    (tmp_path / "constraints.txt").write_text(f"# a comment\n{line}\n")
+    options = ["--dry-run", "--no-index", "--no-build-isolation", "--constraint", str(tmp_path / "constraints.txt")]
+    command = [sys.executable, "-m", "pip", "install", *options, "--editable", str(tmp_path / "project")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "BackendUnavailable" in done.stderr or "No module named 'setuptools'" in done.stderr:
+        pytest.skip("setuptools is not installed, which builds the project")
+    if hashed:
+        assert done.returncode != 0
+        assert "cannot be installed when requiring hashes" in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr

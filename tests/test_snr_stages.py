@@ -48,7 +48,8 @@ def project(tmp_path: Path, grey_images: NDArray[np.uint8]) -> Path:
     folder.mkdir(parents=True)
     flat = initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255)
     save_weights(folder / WEIGHTS, run.latent, flat, "d", 0)
-    write_sealed_json(folder / RUN_JSON, {"spec": run.to_json(), "digest": "d", "status": "finished", "training": {}})
+    content = {"spec": run.to_json(), "digest": "d", "steps": 0, "status": "finished", "training": {}, "files": {}}
+    write_sealed_json(folder / RUN_JSON, content)
     return tmp_path
 
 

@@ -96,6 +96,7 @@ def binarize(name: str, raw: Path, folder: Path, seed: int) -> DatasetFacts:
     """
     info = dataset_info(name)
     source = _source(raw)
+    _verify(raw, source)
     images = READERS[info.layout](raw)
     for array, expected in ((images.train, info.train_images), (images.test, info.test_images)):
         if array.shape != (expected, PIXELS):
@@ -147,6 +148,21 @@ def _source(folder: Path) -> dict[str, Any]:
         if not all(isinstance(file["name"], str) for file in value["files"]) or not isinstance(value["variant"], str):
             raise ValueError("a name is no text")
     return value
+
+
+def _verify(folder: Path, source: dict[str, Any]) -> None:
+    """Raises: UserError naming a raw file that is not the one that was downloaded.
+
+    A file that was put there by hand is listed without its SHA-256.
+    """
+    for file in source["files"]:
+        path = folder / file["name"]
+        # A missing file is for its reader to name.
+        if "sha256" in file and path.exists():
+            with content_of(path, "a raw file", f"delete it and run `dvc repro binarize@{folder.name}`"):
+                found = sha256_file(path)
+            if found != file["sha256"]:
+                raise corrupt(path, f"damaged: its SHA-256 is not the one in {SOURCES_FILE}")
 
 
 def _save(path: Path, array: NDArray[np.uint8]) -> str:

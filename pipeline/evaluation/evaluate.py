@@ -39,6 +39,8 @@ from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
 from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
 
+SHAPE = {"run": str, "steps": int, "metrics": dict, "evaluation": dict, "arrays_sha256": str}
+"""The fields of an evaluation's JSON."""
 SAMPLE_COUNT = 100
 BOUND_IMAGES = 100
 """Test images, evenly spaced, whose bounds at every K are kept."""
@@ -364,7 +366,7 @@ def read_evaluation(target: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any
 
     Raises: Damaged naming the file that is not what was written; UserError when one is missing or cannot be read.
     """
-    content = read_sealed_json(target.with_suffix(".json"))
+    content = read_sealed_json(target.with_suffix(".json"), SHAPE)
     path = target.with_suffix(".npz")
     try:
         if sha256_file(path) != content["arrays_sha256"]:

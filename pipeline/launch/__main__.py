@@ -144,7 +144,7 @@ def main(words: Sequence[str] | None = None) -> int:
     if arguments.command == "measure":
         if project.machine.device.type == "cpu":
             jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
-            time_kinds(jobs, jobs, project.store, again=True, tell=say, paths=paths)
+            time_kinds(jobs, jobs, project.store, paths, again=True, tell=say)
             return 0
         for line in measure_shapes(project.chosen, project.machine, project.store, paths):
             say(line)

@@ -27,7 +27,7 @@ from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,
@@ -69,7 +69,7 @@ def pack(
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         with atomic_path(target) as temporary, temporary.open("wb") as stream:
-            write_archive(stream, jobs, store, paths=paths)
+            write_archive(stream, jobs, store, code_revision(paths.root))
     finished = sum(_is_finished(store / own, job) for own, job in jobs.items())
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
@@ -82,7 +82,7 @@ def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
 
 
 def carried_jobs(
-    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths = HERE
+    cohort: CohortSpec, cohorts: Mapping[str, CohortSpec], store: Path, marks: Marks, paths: Paths
 ) -> dict[str, dict[str, Any]]:
     """By digest, what the manifest says of each run of a cohort that the store holds a state of.
 
@@ -108,12 +108,13 @@ def write_archive(
     stream: IO[bytes],
     jobs: Mapping[str, dict[str, Any]],
     store: Path,
+    revision: str | None,
     without: Collection[Path] = (),
-    paths: Paths = HERE,
 ) -> None:
     """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them.
 
-    `without`: waypoints to be left out, since whoever unpacks it has them.
+    `revision`: of the code that made them, None where it is not known. `without`: waypoints to be left out, since
+    whoever unpacks it has them.
     """
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -132,7 +133,7 @@ def write_archive(
             name = path.relative_to(store).as_posix()
             sums[name] = hashlib.sha256(content).hexdigest()
             add(name, content)
-        manifest = {"revision": code_revision(paths.root), "jobs": jobs, "files": sums}
+        manifest = {"revision": revision, "jobs": jobs, "files": sums}
         add(MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
 
 

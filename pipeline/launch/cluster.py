@@ -30,7 +30,6 @@ import torch
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.archive import carried_jobs, write_archive
 from pipeline.launch.cluster_nodes import Node, Resources, connected, nodes_of, pinned
@@ -160,7 +159,7 @@ class Driver:
         return self.objects[name]
 
     def dataset(self, name: str) -> Any:
-        return self.objects.get(name) or self.put_once(name, _data(binarized(name)))
+        return self.objects.get(name) or self.put_once(name, _data(self.project.paths.binarized(name)))
 
     def order(self, unit: CohortSpec) -> Order:
         machine = self.project.machine
@@ -191,7 +190,7 @@ class Driver:
         own = self.project
         try:
             spec = own.evaluations[unit.key]
-            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks)
+            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks, own.paths)
         except UserError as error:
             return Standing(unit, BLOCKED, str(error))
 
@@ -213,7 +212,7 @@ class Driver:
         own = self.project
         if not self.on_gpu:
             every = [job for item in items for job in item.jobs]
-            time_kinds([job for job in every if not job.is_finished], every, own.store)
+            time_kinds([job for job in every if not job.is_finished], every, own.store, own.paths)
             return
         if len(items) <= sum(node.gpus for node in self.nodes):
             return
@@ -252,9 +251,9 @@ class Driver:
         self.keep_to_itself(unit, item.jobs)
         jobs: dict[str, Any] = {}
         for source in _with_sources(unit, self.project.cohorts):
-            jobs |= carried_jobs(source, self.project.cohorts, store, self.project.marks)
+            jobs |= carried_jobs(source, self.project.cohorts, store, self.project.marks, self.project.paths)
         stream = io.BytesIO()
-        write_archive(stream, jobs, store)
+        write_archive(stream, jobs, store, self.facts["git_revision"])
         resources = self.resources(unit)
         task = self.ray.remote(unit_task).options(max_retries=0, name=name, **resources.options())
         cohorts = self.put_once("cohorts", self.project.cohorts)
@@ -491,7 +490,7 @@ def run(
     Raises: UserError when there is no such cluster, or one of its nodes has another version of this project.
     """
     for cohort in project.chosen:
-        load_dataset(binarized(cohort.dataset))
+        load_dataset(project.paths.binarized(cohort.dataset))
     with connected(address) as ray:
         interruption.listen()
         gpus = sum(node["Resources"].get("GPU", 0) for node in ray.nodes() if node["Alive"])
@@ -510,7 +509,7 @@ def run(
         units = replace(project, chosen=left if use_gpus else single_runs(left))
         driver = Driver(units, [*(cut(units, own) for own in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
         if dry:
-            say(describe(project.standings(), machine))
+            say(describe(project.standings(), machine, project.paths))
             say(describe_cluster(driver))
             return 0
         if seconds is not None:

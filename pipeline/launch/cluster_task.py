@@ -25,16 +25,14 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import reader_path
-from pipeline.experiments.cohorts import binarized
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import atomic_path
 from pipeline.launch import cores
 from pipeline.launch.archive import carried_jobs, unpack, write_archive
 from pipeline.launch.launcher import Project, work_on
 from pipeline.launch.measure import Speeds, measure, out_of_memory
-from pipeline.records.provenance import REVISION_VARIABLE
+from pipeline.paths import Paths
 from pipeline.records.run_folder import PART, WAYPOINT
-from pipeline.records.store import STORE_VARIABLE, store_folder
 from pipeline.training.train import Progress
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace
@@ -173,7 +171,8 @@ class Courier:
         self.home.note.remote(self.order.name, report)
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
-        return carried_jobs(self.order.unit, self.project.cohorts, self.project.store, self.project.marks)
+        own = self.project
+        return carried_jobs(self.order.unit, own.cohorts, own.store, own.marks, own.paths)
 
     def send(self, wait: bool = False) -> None:
         """Send the files that are others than at the last time, unless the last archive is still on its way.
@@ -195,7 +194,8 @@ class Courier:
             return
         stream = io.BytesIO()
         there = {path.parent for path in self._sent if path.parent.name.startswith(WAYPOINT)}
-        write_archive(stream, {own: jobs[own] for own in changed}, self.project.store, there)
+        revision = self.order.facts["git_revision"]
+        write_archive(stream, {own: jobs[own] for own in changed}, self.project.store, revision, there)
         if not wait and any(_finishing(self.project.store / own) for own in changed):
             return
         for own in changed:
@@ -237,8 +237,8 @@ def readers_in(store: Path) -> dict[str, bytes]:
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder of this process's own, the working folder while it is used; those of killed processes are removed."""
-    base, before = Path(tempfile.gettempdir()), Path.cwd()
+    """A folder of this process's own while it is used; those of killed processes are removed."""
+    base = Path(tempfile.gettempdir())
     for left in base.glob(f"{SCRATCH}*"):
         pid = left.name.removeprefix(SCRATCH).partition("-")[0]
         try:
@@ -248,25 +248,20 @@ def _scratch() -> Iterator[Path]:
         except (PermissionError, ValueError):
             continue
     folder = Path(tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-", dir=base))
-    os.chdir(folder)
     try:
         yield folder
     finally:
-        os.chdir(before)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _settle(order: Order, data: bytes) -> None:
-    """Make the working folder of a task one of this project.
+def _settle(order: Order, data: bytes, paths: Paths) -> None:
+    """Bring the data of a task into its project.
 
     Raises: UserError where this is another version of the project than the driver's.
     """
     if (own := project_version()) != order.version:
         raise UserError(other_version(socket.gethostname(), own, order.version))
-    os.environ.pop(STORE_VARIABLE, None)
-    if order.facts["git_revision"]:
-        os.environ[REVISION_VARIABLE] = order.facts["git_revision"]
-    target = binarized(order.unit.dataset)
+    target = paths.binarized(order.unit.dataset)
     target.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
         # One by one and by their bare names: extractall is safe only since Python 3.11.4.
@@ -295,13 +290,15 @@ def unit_task(
     interruption.listen()
     try:
         with _scratch() as folder:
-            _settle(order, data)
-            store = store_folder()
+            paths = Paths(folder)
+            _settle(order, data, paths)
+            store = paths.store
             (folder / "seed.tar").write_bytes(seed)
             unpack(folder / "seed.tar", store)
             for name, content in readers.items():
                 (store / name).write_bytes(content)
-            project = Project(cohorts, {order.unit.key: order.evaluation}, (order.unit,), store, order.machine())
+            evaluations, machine = {order.unit.key: order.evaluation}, order.machine()
+            project = Project(cohorts, evaluations, (order.unit,), store, machine, paths=paths)
             courier = Courier(order, project, home, ray)
             courier.begin()
             try:
@@ -346,9 +343,10 @@ def work_through(courier: Courier) -> None:
 
 def measure_task(order: Order, data: bytes) -> Speeds:
     """Time a unit's stacks on a GPU that this task has alone."""
-    with _scratch():
-        _settle(order, data)
-        return measure(order.unit, binarized(order.unit.dataset), order.machine(), COPIES)
+    with _scratch() as folder:
+        paths = Paths(folder)
+        _settle(order, data, paths)
+        return measure(order.unit, paths.binarized(order.unit.dataset), order.machine(), COPIES)
 
 
 def other_version(node: str, own: str, expected: str) -> str:

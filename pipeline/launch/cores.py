@@ -28,6 +28,7 @@ from pipeline.launch.plan import (
     BLOCKED,
     CORE,
     RECORDED,
+    RUNNABLE,
     Standing,
     evaluation_shape,
     likelihood_shape,
@@ -352,7 +353,7 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
     count = min(project.machine.workers, len(plan))
     failures: list[str] = []
     try:
-        time_kinds(open_jobs, jobs, project.store, paths=project.paths)
+        time_kinds(open_jobs, jobs, project.store, project.paths)
         say(forecast(project.standings(), project))
         run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
     except UserError as error:
@@ -360,4 +361,17 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
         failures = ["a worker"]
     except Stopped:
         pass
+    else:
+        tell_busy(project.standings())
     return end(project, list(dict.fromkeys([*board.failed, *failures])))
+
+
+def tell_busy(plan: Sequence[Standing]) -> None:
+    """Name each run that was left because another process works on it. `plan`: after this launcher's own have ended."""
+    left = {job.digest: job for item in plan if item.need in RUNNABLE for job in item.jobs}
+    for job in left.values():
+        try:
+            with run_lock(job, 0):
+                pass
+        except Busy as busy:
+            say(busy)

@@ -181,7 +181,7 @@ def progress(plan: Sequence[Standing]) -> float:
     return made / whole if whole else 1.0
 
 
-def describe(plan: Sequence[Standing], machine: Machine, paths: Paths = HERE) -> str:
+def describe(plan: Sequence[Standing], machine: Machine, paths: Paths) -> str:
     """The plan as text: a line per cohort, then the total and what comes next."""
     width = max(len(item.cohort.key) for item in plan)
     lines = []
@@ -223,7 +223,7 @@ def work_on(
     """
     store, machine, paths, spec = project.store, project.machine, project.paths, project.evaluations[cohort.key]
     with cohort_lock(store, cohort.key, BUSY_SECONDS):
-        item = standing(cohort, project.cohorts, spec, store, machine, project.again, paths=paths)
+        item = standing(cohort, project.cohorts, spec, store, machine, project.again, project.marks, paths)
         jobs = list(item.jobs)
         if item.need not in RUNNABLE:
             return True  # Another process was quicker.

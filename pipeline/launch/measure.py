@@ -26,7 +26,7 @@ from pipeline.evaluation.likelihood import model_log_weights
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.plan import CORE, likelihood_shape, remember, remembered, run_shape, shape_of
 from pipeline.models.networks import Parameters
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.run_folder import Job
 from pipeline.training.cohort import device_images, stacks
 from pipeline.training.engines import stack_for
@@ -120,9 +120,9 @@ def time_kinds(
     to_train: Sequence[Job],
     to_evaluate: Sequence[Job],
     store: Path,
+    paths: Paths,
     again: bool = False,
     tell: Callable[[str], None] = lambda line: None,
-    paths: Paths = HERE,
 ) -> None:
     """Time, on one core, every kind of run and of likelihood among these jobs.
 

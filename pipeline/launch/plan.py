@@ -25,7 +25,7 @@ from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec, digest
 from pipeline.files import content_of, read_object, write_json
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.results import RUNS
 from pipeline.records.run_folder import Job, is_whole, read_run
 from pipeline.records.status import FINISHED
@@ -199,13 +199,13 @@ def standing(
     spec: EvaluationSpec,
     store: Path,
     machine: Machine,
-    again: bool = False,
-    marks: Marks | None = None,
-    paths: Paths = HERE,
+    again: bool,
+    marks: Marks,
+    paths: Paths,
 ) -> Standing:
     """Where a cohort stands, from the store, the data folder and the committed results (unless `again`).
 
-    `marks`: of `depths(cohorts)`, where that is known already.
+    `marks`: of `depths(cohorts)`.
 
     Raises: UserError when its data is missing or a checkpoint cannot be read.
     """

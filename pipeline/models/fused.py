@@ -5,6 +5,8 @@ Written for GPUs; under Triton's interpreter (TRITON_INTERPRET=1) it runs anywhe
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -14,12 +16,22 @@ try:
 except ImportError:
     triton = None
 
-ROWS, PIXELS = 64, 64
-"""A program's tile of logits. Three products of it are in flight: 64 x 64 from 256 inputs, and back."""
+ROWS, PIXELS = 32, 32
+"""A program's tile of logits. Three of its products are in flight: 32 x 32 from 256 inputs, and back. Tiles of 64 x 64
+spill registers, and in float32 they need more shared memory than a GPU has: `python -m benchmarks.ahead_of_time`."""
+LAUNCH = {"num_warps": 8, "num_stages": 2}
 
 
 def available() -> bool:
     return triton is not None
+
+
+def constants(inputs: int, pixels: int, tf32: bool) -> dict[str, Any]:
+    """The kernel's arguments that are known when it is compiled."""
+    return {
+        **{"inputs": inputs, "pixels": pixels, "INPUTS": triton.next_power_of_2(inputs)},
+        **{"ROWS": ROWS, "PIXELS": PIXELS, "PRECISION": "tf32" if tf32 else "ieee"},
+    }
 
 
 if triton is not None:
@@ -72,9 +84,8 @@ def _run(hidden: Tensor, weight: Tensor, bias: Tensor, x: Tensor, tf32: bool) ->
     assert x.stride()[1:] == (pixels, 1)
     _output_layer[(triton.cdiv(rows, ROWS), R)](
         hidden, weight, bias, x, log_px, residual, d_hidden,
-        rows, B, inputs, pixels, weight.stride(0), bias.stride(0), x.stride(0),
-        ROWS=ROWS, INPUTS=triton.next_power_of_2(inputs), PIXELS=PIXELS,
-        PRECISION="tf32" if tf32 else "ieee", num_warps=8,
+        rows=rows, images=B, weight_stride=weight.stride(0), bias_stride=bias.stride(0), x_stride=x.stride(0),
+        **constants(inputs, pixels, tf32), **LAUNCH,
     )  # fmt: skip
     return log_px, residual, d_hidden
 

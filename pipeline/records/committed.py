@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.files import content_of, read_object
 from pipeline.paths import Paths
 from pipeline.records.results import METRICS
 
@@ -35,12 +36,15 @@ class Reproduced:
 
 
 def compare(paths: Paths, scale: str) -> Reproduced | None:
-    """The NLLs of a scale's results beside those of the last commit; None where git has none."""
+    """The NLLs of a scale's results beside those of the last commit; None where git has none.
+
+    Raises: UserError naming the file, here or in the commit, that does not hold a cohort's metrics.
+    """
     results = paths.results(scale)
     committed = _committed(paths.root, results.relative_to(paths.root))
     if not committed:
         return None
-    now = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in results.glob(f"*/{METRICS}")}
+    now = {path.parent.name: read_object(path) for path in results.glob(f"*/{METRICS}")}
     differing = []
     count = 0
     for cohort, runs in sorted(committed.items()):
@@ -48,7 +52,8 @@ def compare(paths: Paths, scale: str) -> Reproduced | None:
             if not isinstance(metrics, dict) or NLL not in metrics:
                 continue
             count += 1
-            value = now.get(cohort, {}).get(run, {}).get(NLL)
+            with content_of(results / cohort / METRICS, "a cohort's metrics"):
+                value = now.get(cohort, {}).get(run, {}).get(NLL)
             if value != metrics[NLL]:
                 differing.append(Difference(f"{scale}/{cohort}/{run}", metrics[NLL], value))
     return Reproduced(count, tuple(differing))
@@ -61,7 +66,11 @@ def _committed(root: Path, results: Path) -> dict[str, dict[str, Any]]:
     """
     listed = _git(root, "ls-tree", "-r", "--name-only", "HEAD", "--", f"{results.as_posix()}/")
     names = [name for name in listed.splitlines() if name.endswith(f"/{METRICS}")]
-    return {Path(name).parent.name: json.loads(_git(root, "show", f"HEAD:./{name}")) for name in names}
+    found = {}
+    for name in names:
+        with content_of(Path(f"HEAD:{name}"), "a cohort's metrics", "commit those that the stages write"):
+            found[Path(name).parent.name] = dict(json.loads(_git(root, "show", f"HEAD:./{name}")).items())
+    return found
 
 
 def _git(root: Path, *words: str) -> str:

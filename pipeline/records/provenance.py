@@ -37,7 +37,7 @@ def code_revision(root: Path = HERE.root) -> str | None:
             f"{commit}-dirty" if _git(root, "diff", "--quiet", "HEAD", "--", ":(top)", *others).returncode else commit
         )
     file = root / REVISION_FILE
-    archived = file.read_text(encoding="utf-8").strip() if file.exists() else ""
+    archived = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
     return None if not archived or archived.startswith("$") else archived
 
 

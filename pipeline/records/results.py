@@ -5,8 +5,8 @@ Per cohort a folder with
     metrics.json     per run: numbers only
     waypoints.json   per run: the same of its earlier waypoints
     arrays.npz       `<run>/<array>`, `<run>/waypoints/<updates>/<array>`: per-image values, curves, variances, samples
-    sums.json        the SHA-256 of all but the last, verified when they are read
-    provenance.json  per run: how it was trained and evaluated (device, versions, wall time)
+    sums.json        the SHA-256 of the others but the last, verified when they are read
+    provenance.json  per run: how it was trained and evaluated (device, versions, wall time); sealed by itself
 All but the last are the same, byte for byte, whenever they are made again. The last tells of the first time that the
 numbers came out as they are: where they come out so again, it stays.
 """
@@ -30,10 +30,10 @@ from pipeline.errors import UserError
 from pipeline.experiments.cohorts import COHORTS
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.spec import CohortSpec, RunSpec, as_computed
-from pipeline.files import content_of, read_object, write_json
+from pipeline.files import WRITE_AGAIN, content_of, read_object, write_json
 from pipeline.records.facts import EvaluationFacts, TrainingFacts
 from pipeline.records.status import Status
-from pipeline.records.sums import check_sums, write_sums
+from pipeline.records.sums import check_sums, read_sealed, sealed, write_sums
 
 RUNS, METRICS, WAYPOINTS, ARRAYS = "runs.json", "metrics.json", "waypoints.json", "arrays.npz"
 PROVENANCE = "provenance.json"
@@ -188,7 +188,8 @@ def save_results(folder: Path, results: list[RunResult]) -> None:
     write_arrays(folder / ARRAYS, arrays)
     write_json(folder / METRICS, {result.spec.name: result.metrics for result in results})
     write_json(folder / WAYPOINTS, waypoints)
-    write_json(folder / PROVENANCE, provenance)
+    if provenance != told:
+        write_json(folder / PROVENANCE, sealed(provenance))
     write_json(folder / RUNS, runs)
     write_sums(folder, FILES)
 
@@ -232,8 +233,9 @@ def _finite(
 def _known_provenance(folder: Path) -> dict[str, Any]:
     """What is told of runs that came out before; nothing where that is missing or damaged."""
     with suppress(UserError):
-        told = read_object(folder / PROVENANCE)
-        return {name: own for name, own in told.items() if isinstance(own, dict)}
+        told = read_sealed(folder / PROVENANCE, WRITE_AGAIN)
+        if all(isinstance(own, dict) for own in told.values()):
+            return told
     return {}
 
 
@@ -391,7 +393,10 @@ def cohort_results(folder: Path) -> list[RunResult]:
 def _results(folder: Path, remedy: str) -> list[RunResult]:
     runs, metrics = read_object(folder / RUNS, remedy), read_object(folder / METRICS, remedy)
     # Results of before there were waypoints have all in one file.
-    provenance = read_object(folder / PROVENANCE, remedy) if (folder / PROVENANCE).exists() else runs
+    all_in_one = all("training" in run for run in runs.values())
+    provenance = runs if all_in_one else read_sealed(folder / PROVENANCE, remedy)
+    if provenance.keys() != runs.keys():
+        raise UserError(f"{folder / PROVENANCE}: is not of the runs of {RUNS}; {remedy}")
     waypoints = read_object(folder / WAYPOINTS, remedy) if (folder / WAYPOINTS).exists() else {}
     arrays = read_arrays(folder / ARRAYS, remedy)
     results = []

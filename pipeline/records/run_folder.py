@@ -43,6 +43,8 @@ AVERAGED = HISTORY_COLUMNS[4:]
 
 RUN_JSON, HISTORY, WEIGHTS, OPTIMIZER = "run.json", "history.csv", "weights.safetensors", "optimizer.safetensors"
 CHECKPOINT = "checkpoint.safetensors"
+RUN_SHAPE = {"spec": dict, "digest": str, "steps": int, "status": str, "training": dict, "files": dict}
+"""The fields of run.json that are always there."""
 LISTED = frozenset((HISTORY, WEIGHTS, OPTIMIZER))
 """What a waypoint's run.json lists, at the least."""
 WAYPOINT = "waypoint-"
@@ -195,15 +197,16 @@ def read_history_rows(path: Path) -> list[list[float]]:
 
     Raises: Damaged when it is none; UserError when it is missing or cannot be read.
     """
+    remedy = "train the run again"
     try:
         header, *rows = csv.reader(path.read_text(encoding="utf-8").splitlines())
         values = [[float(value) for value in row] for row in rows]
     except FileNotFoundError as error:
-        raise UserError(f"{path}: missing") from error
+        raise UserError(f"{path}: missing; {remedy}") from error
     except ValueError as error:
-        raise Damaged(path, "not a training history") from error
+        raise Damaged(path, f"not a training history; {remedy}") from error
     if tuple(header) != HISTORY_COLUMNS or any(len(row) != len(HISTORY_COLUMNS) for row in values):
-        raise Damaged(path, "not a training history of this revision")
+        raise Damaged(path, f"not a training history of this revision; {remedy}")
     return values
 
 
@@ -388,7 +391,7 @@ def read_run(folder: Path) -> dict[str, Any]:
 
     Raises: Damaged when it is not what was written; UserError when it is missing or cannot be read.
     """
-    return read_sealed_json(folder / RUN_JSON)
+    return read_sealed_json(folder / RUN_JSON, RUN_SHAPE)
 
 
 def waypoint_beside(folder: Path, steps: int) -> Path:

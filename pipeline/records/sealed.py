@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.files import disk_error, write_bytes, write_json
-
-SHA256 = "sha256"
+from pipeline.records.sums import SHA256, json_sha256, sealed
 
 
 class Damaged(UserError):
@@ -70,9 +70,10 @@ def load_tensors(path: Path, digest: str | None = None) -> tuple[dict[str, Tenso
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         text, owner, sha256 = metadata["content"], metadata["digest"], metadata[SHA256]
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        found = _tensors_sha256(tensors, text, owner)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Damaged(path, "damaged, or not a file of this project's") from error
-    if _tensors_sha256(tensors, text, owner) != sha256:
+    if found != sha256:
         raise Damaged(path, "damaged: its SHA-256 is not that of its content")
     if digest is not None and owner != digest:
         raise Damaged(path, f"belongs to run {owner}, not to {digest}")
@@ -104,18 +105,13 @@ def _opened(path: Path) -> Any:
         raise disk_error(path, "read", error) from error
 
 
-def _json_sha256(value: dict[str, Any]) -> str:
-    rest = {key: part for key, part in value.items() if key != SHA256}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
-
-
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
     """Write an object with its SHA-256 as one more field."""
-    write_json(path, value | {SHA256: _json_sha256(value)})
+    write_json(path, sealed(value))
 
 
-def read_sealed_json(path: Path) -> dict[str, Any]:
-    """The object that `write_sealed_json` wrote, without its SHA-256.
+def read_sealed_json(path: Path, shape: Mapping[str, type] | None = None) -> dict[str, Any]:
+    """The object that `write_sealed_json` wrote, without its SHA-256. `shape`: fields that it must have, of such types.
 
     Raises: Damaged when it is another; UserError when it is missing or cannot be read.
     """
@@ -127,8 +123,10 @@ def read_sealed_json(path: Path) -> dict[str, Any]:
         raise Damaged(path, "a folder, not a file") from error
     except OSError as error:
         raise disk_error(path, "read", error) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise Damaged(path, "damaged: not valid JSON") from error
-    if not isinstance(value, dict) or value.get(SHA256) != _json_sha256(value):
+    if not isinstance(value, dict) or value.get(SHA256) != json_sha256(value):
         raise Damaged(path, "damaged: its SHA-256 is not that of its content")
+    if odd := [name for name, kind in (shape or {}).items() if not isinstance(value.get(name), kind)]:
+        raise Damaged(path, f"another file's content: it has no {odd[0]}")
     return {key: part for key, part in value.items() if key != SHA256}

@@ -1,7 +1,7 @@
 """Final weights that are in git beside the report, so that anyone can check an NLL without training.
 
     reports/<scale>/weights/<cohort>/<run>.safetensors    float32, as in the run directory
-    reports/<scale>/weights/index.json                    cell -> file, digest of its run, SHA-256
+    reports/<scale>/weights/index.json                    cell -> file, digest of its run, SHA-256; sealed by itself
 
 Needs torch, numpy and safetensors alone.
 """
@@ -23,14 +23,16 @@ from pipeline.errors import UserError
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.evaluation.spacing import evenly_spaced
-from pipeline.files import atomic_path, read_json, sha256_file, write_json
+from pipeline.files import atomic_path, content_of, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.paths import Paths
 from pipeline.records.results import RunResult
 from pipeline.records.run_folder import WEIGHTS, is_whole, read_run, read_weights, waypoint_name
 from pipeline.records.store import training_folder
+from pipeline.records.sums import read_sealed, sealed
 
 INDEX = "index.json"
+ENTRY = ("file", "digest", "sha256")
 MEGABYTES = {"paper": 40.0}
 OTHER_MEGABYTES = 6.0
 """Room for the weights of a scale that is not the papers'."""
@@ -40,6 +42,20 @@ OBJECTIVES = ("iwae", "piwae", "miwae", "ciwae", "vae")
 ROUNDING = 0.01
 """Nats by which one image's log p_hat may differ: the random numbers are the same everywhere, and what is left is
 float32's rounding in another order."""
+
+
+def _index(folder: Path) -> dict[str, dict[str, str]]:
+    """What is shipped in a weights folder, by cell; nothing where there is no index.
+
+    Raises: UserError naming the index that is not what was written.
+    """
+    path = folder / INDEX
+    if not path.exists():
+        return {}
+    remedy = f"`git checkout {path}` brings it back; or delete it, and `make weights` ships what is on this machine"
+    value = read_sealed(path, remedy)
+    with content_of(path, "a list of shipped weights", remedy):
+        return {cell: {name: str(entry[name]) for name in ENTRY} for cell, entry in value.items()}
 
 
 def _row(result: RunResult) -> tuple[object, ...]:
@@ -86,7 +102,7 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
     Raises: UserError when there is nothing to ship.
     """
     folder, limit = paths.weights(scale), 1e6 * MEGABYTES.get(scale, OTHER_MEGABYTES)
-    known = read_json(folder / INDEX) if (folder / INDEX).exists() else {}
+    known = _index(folder)
     index: dict[str, dict[str, Any]] = {}
     served: set[tuple[object, ...]] = set()
     without_room: dict[tuple[object, ...], str] = {}
@@ -106,7 +122,7 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
         served.add(_row(result))
         name = f"{result.name.within_scale}.safetensors"
         sha256 = sha256_file(source)
-        if not (folder / name).exists() or sha256_file(folder / name) != sha256:
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha256:
             with atomic_path(folder / name) as temporary:
                 shutil.copyfile(source, temporary)
         index[result.cell] = {"file": name, "digest": result.digest, "sha256": sha256}
@@ -116,7 +132,8 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
     for path in folder.rglob("*.safetensors"):
         if path.relative_to(folder).as_posix() not in {entry["file"] for entry in index.values()}:
             path.unlink()
-    write_json(folder / INDEX, index)
+    if index != known:
+        write_json(folder / INDEX, sealed(index))
     said = [f"{folder}: weights of {len(index)} runs, {used / 1e6:.1f} of at most {limit / 1e6:.0f} MB"]
     if left_out := [cell for row, cell in without_room.items() if row not in served]:
         one = len(left_out) == 1
@@ -133,7 +150,7 @@ def shipped_cells(paths: Paths) -> list[str]:
     """Every cell whose weights are shipped, the papers' scale first."""
     found = paths.reports.glob(f"*/weights/{INDEX}")
     indices = sorted(found, key=lambda path: (path.parent.parent.name != "paper", path))
-    return [cell for path in indices for cell in read_json(path)]
+    return [cell for path in indices for cell in _index(path.parent)]
 
 
 def shipped_weights(result: RunResult, paths: Paths) -> Path:
@@ -142,7 +159,7 @@ def shipped_weights(result: RunResult, paths: Paths) -> Path:
     Raises: UserError when it is missing, damaged or of another run.
     """
     folder = paths.weights(result.scale)
-    entry: dict[str, str] | None = (read_json(folder / INDEX) if (folder / INDEX).exists() else {}).get(result.cell)
+    entry = _index(folder).get(result.cell)
     if entry is None:
         known = ", ".join(shipped_cells(paths)) or "none; `make weights` ships some"
         raise UserError(f"{result.cell}: its weights are not shipped; choose one of: {known}")
@@ -151,7 +168,9 @@ def shipped_weights(result: RunResult, paths: Paths) -> Path:
         raise UserError(f"{path}: weights of run {entry['digest']}, results of {result.digest}; run `make weights`")
     if not path.exists():
         raise UserError(f"{path}: missing; `git checkout {path}` brings it back")
-    if sha256_file(path) != entry["sha256"]:
+    with content_of(path, "a file of weights", f"`git checkout {path}` brings it back"):
+        found = sha256_file(path)
+    if found != entry["sha256"]:
         raise UserError(f"{path}: not the file that was shipped (its SHA-256 differs); `git checkout {path}`")
     return path
 

@@ -1,14 +1,22 @@
-"""The SHA-256 of a folder's files in one beside them, so that a damaged number is never taken for another one."""
+"""SHA-256 of results, so that a damaged number is never taken for another one.
+
+Those of a folder's files stand in one beside them; that of a JSON object that is not always the same, in itself.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pipeline.errors import UserError
 from pipeline.files import content_of, read_object, sha256_file, write_json
 
 SUMS = "sums.json"
+SHA256 = "sha256"
+"""The field of a sealed object that holds the sum of the others."""
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> None:
@@ -34,3 +42,27 @@ def check_sums(folder: Path, names: Sequence[str], remedy: str) -> None:
             raise
         if found != told.get(name):
             raise UserError(f"{path}: damaged or edited: its SHA-256 is not the one in {SUMS}; {remedy}")
+
+
+def json_sha256(value: dict[str, Any]) -> str:
+    """The sum of an object's fields but `SHA256`."""
+    rest = {key: part for key, part in value.items() if key != SHA256}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(value: dict[str, Any]) -> dict[str, Any]:
+    """The object with its sum as one more field."""
+    return value | {SHA256: json_sha256(value)}
+
+
+def read_sealed(path: Path, remedy: str) -> dict[str, Any]:
+    """The object that a JSON file holds, without its sum.
+
+    One of a revision that wrote no sum is taken as it is.
+
+    Raises: UserError naming the file, with the remedy, when it is missing, cannot be read, or is not what was written.
+    """
+    value = read_object(path, remedy)
+    if SHA256 in value and value[SHA256] != json_sha256(value):
+        raise UserError(f"{path}: damaged or edited: its SHA-256 is not that of its content; {remedy}")
+    return {key: part for key, part in value.items() if key != SHA256}

@@ -52,9 +52,9 @@ class LiveTracker:
             schedules = sorted({schedule(spec) for spec in waiting})
             self._experiment_id = experiment_id(client, root, cohort.scale, cohort.dataset, schedules)
             for spec in waiting:
-                earlier = [run for run in stored if run.data.tags[CELL] == f"{cohort.key}/{spec.name}"]
+                earlier = [run for run in stored if run.data.tags.get(CELL) == f"{cohort.key}/{spec.name}"]
                 published = [run for run in earlier if COMPLETE in run.data.tags]
-                if any(run.data.tags[DIGEST] == digests[spec.name] for run in published):
+                if any(run.data.tags.get(DIGEST) == digests[spec.name] for run in published):
                     continue
                 for run in earlier:
                     if run not in published:

@@ -110,13 +110,15 @@ def _sort_out(
     surplus: list[Run] = []
     for run in stored:
         tags = run.data.tags
+        if CELL not in tags:
+            continue  # Somebody else's.
         result = wanted.get(tags[CELL])
         if result is None:
-            if tags[COHORT] in cohorts or tags[CELL] not in known_cells:
+            if tags.get(COHORT) in cohorts or tags[CELL] not in known_cells:
                 surplus.append(run)
         elif (
             result.cell not in kept
-            and tags[DIGEST] == result.digest
+            and tags.get(DIGEST) == result.digest
             and tags.get(COMPLETE) == prints[result.cell]
             and (_artifacts(run) / SUMMARY).is_file()
         ):

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 START = "/start"
+STEPS = "total_steps"
 WATCH_SECONDS = 1.0
 
 
@@ -48,9 +49,10 @@ def views(client: MlflowClient) -> list[View]:
     for stored in sorted(client.search_experiments(), key=lambda stored: str(stored.name)):
         groups: dict[str, list[Run]] = {}
         for run in client.search_runs([stored.experiment_id], max_results=50000):
-            groups.setdefault(run.data.tags.get(SCHEDULE, ""), []).append(run)
-        groups.pop("", None)
-        for schedule, runs in sorted(groups.items(), key=lambda group: -int(group[1][0].data.params["total_steps"])):
+            # Runs that somebody else logged here are in no view.
+            if SCHEDULE in run.data.tags and "experiment" in run.data.tags and STEPS in run.data.params:
+                groups.setdefault(run.data.tags[SCHEDULE], []).append(run)
+        for schedule, runs in sorted(groups.items(), key=lambda group: -int(group[1][0].data.params[STEPS])):
             query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view_key(schedule)}"
             link = f"/#/experiments/{stored.experiment_id}/runs?{query}"
             experiments = tuple(sorted({run.data.tags["experiment"] for run in runs}))

@@ -17,11 +17,11 @@ from pipeline.records.run_folder import RunState
 from pipeline.training.batches import epoch_order
 from pipeline.training.coefficients import coefficients
 from pipeline.training.optimizer import AdamConstants, AdamSchedule
-from pipeline.training.stack import Stack
+from pipeline.training.stack import Buffers, Stack
 from pipeline.training.update import image_weights
 
 _SAMPLES_BETWEEN_CHECKS = 500
-"""Samples an image: a tenth of a second or so, and many times what it takes to copy the state."""
+"""Samples an image: a tenth of a second or so."""
 MODEL_STATE = ("flat", "m", "v")
 _ROUNDING = {
     "float32": Rounding(),
@@ -50,12 +50,13 @@ def why_not_compiled(runs: list[RunSpec]) -> str | None:
 
 @final
 class CompiledStack(Stack):
-    """Makes the updates of `Update` in C; `buffers` are brought up to date after every stretch of them."""
+    """Makes the updates of `Update` in C; weights and moments are copied into `buffers` when these are asked for."""
 
     engine = "compiled step"
 
     def __init__(self, runs: list[RunSpec], states: list[RunState], images: Tensor) -> None:
         super().__init__(runs, states, images)
+        self._is_behind = False
         self._images = images.contiguous()
         self._adam = AdamSchedule(runs, self.earlier, images.device)
         scales = image_weights(runs, self.buffers.flat).flatten().tolist()
@@ -63,6 +64,15 @@ class CompiledStack(Stack):
         self._orders = [Order(run) for run in runs]
         self.steps_between_checks = max(10, _SAMPLES_BETWEEN_CHECKS // max(run.T for run in runs))
         self._hand_over()
+
+    @property
+    def buffers(self) -> Buffers:
+        if self._is_behind:
+            for r, model in enumerate(self._models):
+                for name in MODEL_STATE:
+                    model.get(name, getattr(self._buffers, name)[r])
+            self._is_behind = False
+        return self._buffers
 
     def load(self, states: list[RunState]) -> None:
         super().load(states)
@@ -78,10 +88,9 @@ class CompiledStack(Stack):
         constants = self._adam.at(torch.arange(self.step, self.step + steps))
         for r, model in enumerate(self._models):
             updates = self._updates(r, steps, constants)
-            self.buffers.sums[r] += torch.from_numpy(model.advance(self._images, updates))
-            for name in MODEL_STATE:
-                model.get(name, getattr(self.buffers, name)[r])
-        self.buffers.counter.add_(steps)
+            self._buffers.sums[r] += torch.from_numpy(model.advance(self._images, updates))
+        self._is_behind = True
+        self._buffers.counter.add_(steps)
         self._count(steps)
 
     def _updates(self, r: int, steps: int, constants: AdamConstants) -> Updates:

@@ -65,14 +65,19 @@ class Stack(ABC):
     def __init__(self, runs: list[RunSpec], states: list[RunState], images: Tensor) -> None:
         """`images`: the training images [N, 784] uint8, on the device to train on."""
         self.runs = runs
-        self.buffers = Buffers.of(runs, states, images.device)
+        self._buffers = Buffers.of(runs, states, images.device)
         self.step = states[0].step
         self.earlier = [state.earlier_steps for state in states]
         self._summed = [state.summed for state in states]
 
+    @property
+    def buffers(self) -> Buffers:
+        """What has come of all updates so far. Ask again after `advance`: an engine may keep its state elsewhere."""
+        return self._buffers
+
     @abstractmethod
     def advance(self, steps: int) -> None:
-        """Make so many updates of every run; then `buffers` hold what came of them, and they are counted."""
+        """Make so many updates of every run, and count them."""
 
     def load(self, states: list[RunState]) -> None:
         """Go on from these states, of the same runs."""
@@ -95,11 +100,11 @@ class Stack(ABC):
     def take_history_point(self, r: int, state: RunState, seconds: float) -> list[float]:
         """Close the running averages of run `r` into a row of its history."""
         run = self.runs[r]
-        averages = (self.buffers.sums[r] / max(self._summed[r], 1)).tolist()
+        averages = (self._buffers.sums[r] / max(self._summed[r], 1)).tolist()
         rate = learning_rate(run, self.step - 1)
         row = [float(self.step), self.step / run.steps_per_epoch, rate, seconds, *averages]
         state.history.append(row)
-        self.buffers.sums[r] = 0
+        self._buffers.sums[r] = 0
         self._summed[r] = 0
         if state.diverged_at is None and not np.isfinite(averages).all():
             state.diverged_at = self.step

@@ -21,7 +21,7 @@ from pipeline.evaluation.cohort import (
     result_of,
 )
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
-from pipeline.paths import HERE, Paths
+from pipeline.paths import Paths
 from pipeline.records.results import save_results
 from pipeline.records.run_folder import HISTORY_COLUMNS, RUN_JSON, Job, read_run
 from pipeline.records.status import FINISHED
@@ -186,9 +186,7 @@ def write_results(cohort: CohortSpec, runs: list[Finished], store: Path, paths: 
     save_results(paths.cohort_results(cohort.key), results)
 
 
-def write_standing(
-    cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: EvaluationSpec, paths: Paths = HERE
-) -> None:
+def write_standing(cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: EvaluationSpec, paths: Paths) -> None:
     """The same of a cohort that may not be done: each run as it was at the deepest waypoint that was evaluated.
 
     `jobs`: the cohort's, in the store. A run without an evaluation is left out; without any run, nothing is written.

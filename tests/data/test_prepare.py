@@ -161,6 +161,11 @@ def test_a_wrong_count_is_an_error_and_writes_nothing(prepared: dict[str, Datase
     raw = tmp_path / "raw"
     shutil.copytree(folder_of(prepared["mnist"]).parents[1] / "raw" / "mnist", raw)
     shutil.copy(raw / "t10k-images-idx3-ubyte", raw / "train-images-idx3-ubyte")
+    with pytest.raises(UserError, match=r"train-images-idx3-ubyte: damaged: its SHA-256 is not the one"):
+        binarize("mnist", raw, tmp_path / "out", SEED)
+    listed = json.loads((raw / "source.json").read_text())
+    listed["files"] = [{"name": file["name"]} for file in listed["files"]]
+    (raw / "source.json").write_text(json.dumps(listed))
     with pytest.raises(UserError, match=r"\[10000, 784\] instead of \[60000, 784\]"):
         binarize("mnist", raw, tmp_path / "out", SEED)
     assert not (tmp_path / "out").exists()

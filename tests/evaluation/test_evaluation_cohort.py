@@ -189,7 +189,9 @@ def test_a_damaged_history_is_named(content: bytes, trained: Trained) -> None:
     run = trained.runs()[1]
     shutil.rmtree(provenance_folder(run))
     (run.folder / HISTORY).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{WILD}/history\.csv: not a training history"):
+    with pytest.raises(
+        UserError, match=rf"{WILD}/history\.csv: not a training history( of this revision)?; train the run again$"
+    ):
         result_of(trained.cohort, run)
 
 
@@ -197,7 +199,7 @@ def test_a_missing_history_is_named(trained: Trained) -> None:
     run = trained.runs()[1]
     shutil.rmtree(provenance_folder(run))
     (run.folder / HISTORY).unlink()
-    with pytest.raises(UserError, match=rf"{WILD}/history\.csv: missing"):
+    with pytest.raises(UserError, match=rf"{WILD}/history\.csv: missing; train the run again$"):
         result_of(trained.cohort, run)
 
 

@@ -529,7 +529,7 @@ def test_graph_is_small_and_its_keys_are_plain(committed: Params) -> None:
         1 + 2 * len(value["datasets"]) + 2 * len(value["every"]) + len(value["toys"]) + 2 * len(value["scale_names"])
     )
     # DVC looks at each of them before it does anything: 2 s of CPU time at 109 stages when nothing is to be done.
-    assert stages < 200
+    assert stages <= 180
 
 
 @pytest.mark.parametrize("name", ["v1.0", "a/b"])

@@ -49,7 +49,7 @@ def test_history_points_are_the_same_at_every_depth(images: int) -> None:
     whole = make_run(train_images=images, max_steps=None)
     every = history_steps(whole)
     assert every[-1] == whole.total_steps
-    assert len(every) <= 240
+    assert len(every) <= 227
     assert set(stage_ends(whole)) <= set(every)
     # Dense: a tenth of the way so far, or less.
     assert all(later <= earlier + max(1, 0.1 * earlier) for earlier, later in pairwise(every))

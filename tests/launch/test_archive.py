@@ -190,7 +190,7 @@ def _other_run(files: dict[str, bytes]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (_flip, "/weights.safetensors is damaged (its SHA-256 is not the manifest's)"),
+        (_flip, "/waypoint-00000010/weights.safetensors is damaged (its SHA-256 is not the manifest's)"),
         (_lose, "is in the file or in its manifest alone"),
         (_escape, "../outside is no part of a run"),
         (_other_spec, "its spec does not give its digest"),

@@ -128,11 +128,14 @@ def assert_same(folder: Path, project: Path) -> None:
 
 
 def test_each_number_names_what_made_it(project: Path) -> None:
-    (entry,) = json.loads((project / HERE.cohort_results(FIRST) / "provenance.json").read_text()).values()
+    results = project / HERE.cohort_results(FIRST)
+    (entry,) = json.loads((results / "provenance.json").read_text()).values()
     head = run(project, "git", "rev-parse", "HEAD").stdout.strip()
     for made in (entry["training"], entry["evaluation"]):
         assert made["git_revision"].removesuffix("-dirty") == head
         assert made["command"] == "python -m pipeline.launch run --scale tiny --device cpu --workers 1"
+    (number,) = json.loads((results / "runs.json").read_text()).values()
+    assert number["spec"]["algorithm_version"] == 2
 
 
 def test_the_stages_take_over_what_was_launched(project: Path) -> None:
@@ -248,7 +251,9 @@ def test_a_busy_cohort_is_left_alone(
     (job,) = own.jobs(own.cohorts[FIRST])
     with run_lock(job, 0):
         assert run_launcher(own, None) == 0
-    assert "2 cohorts: 0 done, 0 begun, 2 to do" in capsys.readouterr().out
+    output = capsys.readouterr().out
+    assert f"{CELLS[FIRST]} ({job.digest}): process {os.getpid()} is working on it; wait for it to end" in output
+    assert "2 cohorts: 0 done, 0 begun, 2 to do" in output
     assert not job.folder.exists()
 
 
@@ -420,7 +425,10 @@ def test_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
             "--only burda-table9*: matches no cohort or run of scale tiny; known: tiny/burda",
         ),
         (["status", "--scale", "huge"], "--scale huge: no such scale; known: tiny"),
-        (["unpack", "nothing.tar"], "there is no such file here: bring it, or name another"),
+        (
+            ["unpack", "nothing.tar"],
+            "nothing.tar: cannot be read (No such file or directory); there is no such file here: bring it",
+        ),
         (["pack", "runs.tar"], ".store: holds no run or checkpoint of the chosen cohorts; nothing to pack"),
         (["run", "--minutes", "0"], "--minutes must be above 0"),
         (["run", "--workers", "0"], "--workers must be at least 1"),

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.models.products import Arithmetic, affine, layer_gradient, product
 
-SHAPES = [(1, 3, 16), (7, 5, 17), (20, 784, 50), (5, 4, 2), (400, 70, 60)]
+SHAPES = [(1, 3, 16), (7, 5, 17), (20, 784, 50), (33, 50, 200), (8, 16, 48), (13, 20, 49), (5, 4, 2), (400, 70, 60)]
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.errors import UserError
 from pipeline.paths import Paths
 from pipeline.records.committed import Difference, Reproduced, compare, in_words
 
@@ -54,6 +55,20 @@ def test_what_differs_is_named(committed: Paths) -> None:
     assert first.startswith("1 of 4 committed NLLs reproduced bit for bit; 2 differ by at most 0.28 nats")
     assert first.endswith("; 1 are not there now")
     assert others[1:] == ["  quick/a/y: 84.7800 committed, 84.5000 now", "  and 1 more"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "null", "[]", '{"x": 1}'])
+def test_damaged_metrics_are_named(text: str, committed: Paths) -> None:
+    path = committed.results("quick") / "a" / "metrics.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"quick/results/a/metrics\.json: [^\n]*; delete it and run the stage"):
+        compare(committed, "quick")
+    if text != '{"x": 1}':
+        command = ["git", *IDENTITY, "commit", "-q", "-a", "-m", "damaged"]
+        subprocess.run(command, cwd=committed.root, check=True)
+        path.write_text("{}")
+        with pytest.raises(UserError, match=r"^HEAD:reports/quick/results/a/metrics\.json: not a cohort's metrics"):
+            compare(committed, "quick")
 
 
 def test_without_a_commit_there_is_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from pipeline.errors import UserError
 from pipeline.experiments.schedule import history_steps, stage_ends
 from pipeline.experiments.spec import CohortSpec
-from pipeline.records.results import NATS_STEP, RunResult, Waypoint, in_grid, load_results, save_results, told_apart
+from pipeline.files import read_json, write_json
+from pipeline.records.results import (
+    NATS_STEP,
+    RunResult,
+    Waypoint,
+    cohort_results,
+    in_grid,
+    load_results,
+    save_results,
+    told_apart,
+)
 from pipeline.records.run_folder import HISTORY_COLUMNS
 from tests.conftest import make_run
 
@@ -113,6 +125,53 @@ def test_provenance_stays_while_the_numbers_do(tmp_path: Path) -> None:
         (back,) = load_results(tmp_path)
         assert back.training["device"] == "another"
         assert back.arrays["history/seconds"].tolist() == [4.5, 9.0]
+
+
+def few_results() -> RunResult:
+    return RunResult(
+        cohort="quick/burda-table1-mnist-1L-T5",
+        experiment="burda-table1",
+        spec=make_run(),
+        digest="d",
+        status="finished",
+        training={"wall_s": 1.5, "device": "one"},
+        evaluation={"digest": "y", "wall_s": 2.0},
+        metrics={"nll": 90.25},
+        arrays={"log_p_hat": np.arange(7.0)},
+    )
+
+
+def test_provenance_that_was_edited_is_named_and_written_again(tmp_path: Path) -> None:
+    folder = tmp_path / "quick/results/burda-table1-mnist-1L-T5"
+    save_results(folder, [few_results()])
+    path = folder / "provenance.json"
+    sound = path.read_text()
+    for text in (sound.replace("1.5", "7.5"), sound.replace("wall_s", "wall_5"), sound[:-9], "null", "{}", ""):
+        path.write_text(text)
+        with pytest.raises(
+            UserError, match=r"provenance\.json: .*run `python -m stages\.evaluate quick/burda"
+        ) as caught:
+            cohort_results(folder)
+        assert "\n" not in str(caught.value)
+        save_results(folder, [few_results()])
+        assert path.read_text() == sound
+    path.unlink()
+    with pytest.raises(UserError, match=r"provenance\.json: missing; run `python"):
+        cohort_results(folder)
+
+
+def test_provenance_without_a_sum_is_taken_and_stays_as_it_is(tmp_path: Path) -> None:
+    """Results that were committed before it had one."""
+    folder = tmp_path / "quick/results/burda-table1-mnist-1L-T5"
+    save_results(folder, [few_results()])
+    path = folder / "provenance.json"
+    told = read_json(path)
+    del told["sha256"]
+    write_json(path, told)
+    before = path.read_bytes()
+    assert cohort_results(folder)[0].training["wall_s"] == 1.5
+    save_results(folder, [replace(few_results(), training={"wall_s": 3.0, "device": "another"})])
+    assert path.read_bytes() == before
 
 
 def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_kilobytes(tmp_path: Path) -> None:

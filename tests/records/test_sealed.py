@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
 from pipeline.errors import UserError
 from pipeline.records.sealed import (
@@ -88,3 +90,21 @@ def test_json_is_sealed_too(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(UserError, match=r"run\.json: missing"):
         read_sealed_json(path)
+
+
+def test_another_sealed_file_in_its_place_is_damage(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    write_sealed_json(path, CONTENT)
+    assert read_sealed_json(path, {"step": int}) == CONTENT
+    for shape in ({"digest": str}, {"step": str}):
+        with pytest.raises(Damaged, match=r"run\.json: another file's content: it has no (digest|step)"):
+            read_sealed_json(path, shape)
+
+
+def test_tensors_of_a_type_that_is_never_written_are_damage(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    tensors, content = load_tensors(path)
+    metadata = {"content": json.dumps(content), "digest": "d", "sha256": "0"}
+    path.write_bytes(save({name: tensor.bfloat16() for name, tensor in tensors.items()}, metadata))
+    with pytest.raises(Damaged, match="not a file of this project"):
+        load_tensors(path)

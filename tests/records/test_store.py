@@ -81,7 +81,8 @@ def jobs_of(*runs: Any, data: str = "data", store: Path, under: Path, device: st
 def source_run(runs: Path, status: str, steps: int = 20) -> Path:
     key, _, name = SOURCE.rpartition("/")
     folder = training_folder(runs, key) / name
-    content = {"status": status, "digest": digest(FIRST.runs[0], "data"), "steps": steps, "files": {}}
+    own = digest(FIRST.runs[0], "data")
+    content = {"spec": {}, "digest": own, "steps": steps, "status": status, "training": {}, "files": {}}
     write_sealed_json(folder / RUN_JSON, content)
     return folder
 

@@ -21,8 +21,10 @@ from pylatexenc.latexwalker import (
 )
 
 from pipeline.records.results import RunResult
+from pipeline.reporting.forms import tables as forms
 from pipeline.reporting.forms.render import to_latex, to_markdown
 from pipeline.reporting.forms.tables import Table
+from pipeline.reporting.page import SECTIONS, gathered
 from tests.reporting.conftest import all_tables
 
 POINTS_OVER = 15.0
@@ -30,8 +32,13 @@ POINTS_OVER = 15.0
 
 
 @pytest.fixture(scope="module")
-def tables(quick: list[RunResult]) -> list[Table]:
-    return all_tables(quick)
+def tables(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> list[Table]:
+    """Every table of a report that has files of every kind."""
+    report = gathered(quick, "quick", tmp_path_factory.mktemp("results"))
+    made = [forms.claims(report.claims), *(table for section in SECTIONS for table in section(report).tables)]
+    whole = [table for table in made if {"md", "tex"} <= set(table.kinds)]
+    assert {table.name for table in whole} >= {table.name for table in all_tables(quick)}
+    return whole
 
 
 def text_of(inline: str) -> str:

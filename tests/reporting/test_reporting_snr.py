@@ -167,7 +167,7 @@ def test_figures_are_drawn_or_say_what_they_need(make_quick: Callable[..., list[
 
     drawn = made(with_gradients(results), fabricated_toy())
     by_name = {figure.name: figure for figure in drawn.figures}
-    assert set(by_name) == {"toy_snr", "toy_dsnr", "toy_histograms", "snr_training", "snr_sweep"}
+    assert list(by_name) == ["toy_snr", "snr_training", "snr_sweep", "toy_dsnr", "toy_histograms"]
     for figure in drawn.figures:
         assert isinstance(figure, Figure)
         assert len(figure.data) > 0

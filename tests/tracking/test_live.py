@@ -34,6 +34,10 @@ def test_a_finished_live_run_is_replaced_by_the_published_one_with_its_true_time
     runs = stored_runs(root)
     assert len(runs) == 3
     assert {run.info.end_time - run.info.start_time for run in runs} == {600_250}
+    seen = content(root)[results[0].cell]
+    rows = saved_rows(results[0].arrays)
+    assert [(step, value) for step, _, value in seen[4]["train/bound"]] == [(row["step"], row["bound"]) for row in rows]
+    assert seen[4]["test/nll"][0][2] == 86.5
     assert publish_all(root, results) == Counts(0, 3, 0)
 
 
@@ -64,6 +68,9 @@ def test_a_killed_live_run_starts_again_and_a_published_one_does_not(root: Path)
     results = two_cohorts()
     train_live(root, results, ONE, finish=False).close()
     assert {run.info.status for run in stored_runs(root)} == {"KILLED"}
+    train_live(root, results, ONE, finish=True)
+    assert len(stored_runs(root)) == 2
+    # Trained a second time, a run is there once.
     train_live(root, results, ONE, finish=True)
     assert len(stored_runs(root)) == 2
     assert {len(seen[4]["train/elbo"]) for seen in content(root).values()} == {POINTS}

@@ -15,6 +15,7 @@ from pipeline.files import write_json
 from pipeline.records.results import Waypoint, load_results, save_results
 from pipeline.reporting.forms.drawing import colour_of
 from pipeline.tracking.publish import Counts, publish
+from pipeline.tracking.server import views
 from pipeline.tracking.store import STORE, locked_store
 from stages.track import marker
 from tests.tracking.example import ONE, POINTS, TWO, content, paper, publish_all, stored_runs, two_cohorts
@@ -105,6 +106,19 @@ def test_a_run_whose_artifacts_are_gone_is_published_again(root: Path) -> None:
     assert content(root) == before
     # Nothing is left of the runs that were replaced.
     assert len(list((root / STORE / "artifacts").rglob("result.json"))) == 3
+
+
+def test_a_run_of_somebody_elses_is_left_alone(root: Path) -> None:
+    """It has none of the tags that this project's runs have."""
+    publish_all(root, two_cohorts())
+    with locked_store(root) as client:
+        (experiment,) = client.search_experiments()
+        client.create_run(experiment.experiment_id, tags={"scale": "quick"}, run_name="mine")
+        client.create_run(experiment.experiment_id, tags={"scale": "quick", "schedule": "4 epochs"}, run_name="mine")
+    assert publish_all(root, two_cohorts()) == Counts(0, 3, 0)
+    assert [run.info.run_name for run in stored_runs(root)].count("mine") == 2
+    with locked_store(root) as client:
+        assert [view.runs for view in views(client)] == [3]
 
 
 def test_a_deleted_store_is_restored(root: Path) -> None:

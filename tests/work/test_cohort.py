@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.experiments.spec import CohortSpec
+from pipeline.files import sha256_file
 from pipeline.records.run_folder import LISTED, RUN_JSON, Job
 from pipeline.records.sealed import write_sealed_json
 from pipeline.training.cohort import relative_cost
@@ -24,8 +25,9 @@ def finish(folder: Path, digest: str = "") -> None:
     folder.mkdir(parents=True)
     for name in LISTED:
         (folder / name).touch()
-    files = {name: {"bytes": 0} for name in LISTED}
-    write_sealed_json(folder / RUN_JSON, {"digest": digest, "status": "finished", "files": files})
+    files = {name: {"bytes": 0, "sha256": sha256_file(folder / name)} for name in LISTED}
+    content = {"spec": {}, "digest": digest, "steps": 20, "status": "finished", "training": {}, "files": files}
+    write_sealed_json(folder / RUN_JSON, content)
 
 
 def test_the_whole_counts_the_scales_runs_and_what_is_left_of_them(tmp_path: Path) -> None:

@@ -30,11 +30,13 @@ INLINE void adam_vector(float *theta, float *m, float *v, vec g, AdamVectors ada
     store(v, v1);
 }
 
-// What becomes of a product's elements: stored as they are, through tanh, times 1 - activation^2, or a gradient for
-// Adam.
-typedef enum { PLAIN, TANH, TANH_BACKWARD, ADAM } Epilogue;
+// What becomes of a product's elements: stored as they are, through tanh (quickly where no gradient follows), times
+// 1 - activation^2, logits of pixels whose likelihood alone is wanted, or a gradient for Adam.
+typedef enum { PLAIN, TANH, QUICK_TANH, TANH_BACKWARD, BERNOULLI, ADAM } Epilogue;
 typedef struct {
     const float *activation;  // TANH_BACKWARD
+    const uint8_t *bits;      // BERNOULLI: x, IMAGES images of PIXELS
+    float *linear, *factors;  // and for each row a vector of both: log p is the total of linear - log(factors)
     float *m, *v;             // ADAM; the product's target is theta
     const Adam *adam;
 } Extra;
@@ -52,6 +54,29 @@ static __attribute__((noinline)) void tanh_tile(int tall, int wide, float *out, 
             float *at = out + i * ldo + WIDTH * j;
             store(at, hyperbolic_tangent(load(at)));
         }
+}
+
+static __attribute__((noinline)) void quick_tanh_tile(int tall, int wide, float *out, long ldo) {
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) {
+            float *at = out + i * ldo + WIDTH * j;
+            store(at, quick_tanh(load(at)));
+        }
+}
+// log p = sum of x l - max(l, 0) - log(1 + e) with e = exp(-|l|); the product of 1 + e <= 2 cannot overflow.
+static __attribute__((noinline)) void bernoulli_tile(int tall, int wide, const float *logits, long row, long pixel,
+                                                     const Extra *extra) {
+    for (int i = 0; i < tall; i++, row++) {
+        const uint8_t *bits = extra->bits + row % IMAGES * (PIXELS / 8) + pixel / 8;
+        vec linear = load(extra->linear + row * WIDTH), factors = load(extra->factors + row * WIDTH);
+        for (int j = 0; j < wide; j++) {
+            vec l = load(logits + (i * WIDE + j) * WIDTH);
+            mask on = lanes_of_bits(bits + j * WIDTH / 8);
+            linear = sub(choose(on, add(linear, l), linear), larger(all(0), l));
+            factors = mul_add(factors, decay(l), factors);
+        }
+        store(extra->linear + row * WIDTH, linear), store(extra->factors + row * WIDTH, factors);
+    }
 }
 
 // The left operand is a matrix, rows `lda` apart, or, for Adam, packed by eights: element (i, k) at
@@ -79,14 +104,17 @@ INLINE void tile(const int words, const int tall, const int wide, const Epilogue
     }
     // By way of memory, and tanh in a function of its own: else compilers spill the sums inside the loop above.
     float done[TALL * WIDE * WIDTH] __attribute__((aligned(64)));
-    float *to = epilogue == ADAM ? done : out;
-    long ld = epilogue == ADAM ? WIDE * WIDTH : ldo;
+    const int stored = epilogue != ADAM && epilogue != BERNOULLI;
+    float *to = stored ? out : done;
+    long ld = stored ? ldo : WIDE * WIDTH;
 #pragma GCC unroll 8
     for (int i = 0; i < tall; i++)
 #pragma GCC unroll 4
         for (int j = 0; j < wide; j++) store(to + i * ld + WIDTH * j, sum[i][j]);
     if (epilogue == TANH) tanh_tile(tall, wide, out, ldo);
-    if (epilogue == PLAIN || epilogue == TANH) return;
+    if (epilogue == QUICK_TANH) quick_tanh_tile(tall, wide, out, ldo);
+    if (epilogue == BERNOULLI) bernoulli_tile(tall, wide, done, offset / ldo, offset % ldo, extra);
+    if (epilogue != TANH_BACKWARD && epilogue != ADAM) return;
     AdamVectors adam = {0};
     if (epilogue == ADAM) adam = in_vectors(extra->adam);
     for (int i = 0; i < tall; i++)
@@ -133,6 +161,8 @@ INLINE void product(const int words, const Epilogue epilogue, long M, long N, lo
     }
 PRODUCT(product_plain, 0, PLAIN)
 PRODUCT(product_tanh, 0, TANH)
+PRODUCT(product_quick_tanh, 0, QUICK_TANH)
+PRODUCT(product_bernoulli, 0, BERNOULLI)
 PRODUCT(product_tanh_backward, 0, TANH_BACKWARD)
 PRODUCT(product_adam, 0, ADAM)
 PRODUCT(product_words_plain, 1, PLAIN)

@@ -52,6 +52,7 @@ typedef struct {
     float *d_input, *delta[2], *transposed, *packed, *left_words, *right_words;
     float *log_w, *log_px, *w_theta, *w_path, *w_score, *w_doubled;
     float *drawn;  // forward only: the noise of an image
+    float *linear, *factors;  // forward only: of log p(x | h1), a vector each for every row
     int *image;
     uint8_t bits[IMAGES * PIXELS / 8 + 8];
     uint32_t images_of_pixel[PIXELS + 1];  // a bit an image; the last, for the bias, has all
@@ -77,7 +78,9 @@ static void lay_out_block(Model *s, Block *k, long rows, long in, long width, lo
         s->count += (y->in + 1) * y->out;
         if (l < 2) k->hidden[l] = take(s, rows * y->ld);
     }
-    k->out = take(s, rows * PADDED(out)), k->d_out = take_for_backward(s, rows * PADDED(out));
+    // Of pixels whose likelihood alone is wanted the logits are kept nowhere.
+    k->out = is_gaussian ? take(s, rows * PADDED(out)) : take_for_backward(s, rows * PADDED(out));
+    k->d_out = take_for_backward(s, rows * PADDED(out));
 }
 static int score_differs(const Estimator *e) { return memcmp(e->path, e->score, sizeof e->path) != 0; }
 static void lay_out(Model *s) {
@@ -106,6 +109,7 @@ static void lay_out(Model *s) {
         s->left_words = take(s, R * PIXELS / 2), s->right_words = take(s, (R + widest) * PIXELS / 2);
     if (set->forward_only) {
         s->drawn = take(s, s->T * widest + 4 + 4 * WIDTH);
+        s->linear = take(s, R * WIDTH), s->factors = take(s, R * WIDTH);
         return;
     }
     s->d_prior = take(s, R * widest), s->d_input = take(s, 2 * R * widest);
@@ -172,8 +176,8 @@ static void forward(const Model *s, const Dense *y, const float *in, long ldi, f
                                                                   y->ld, NULL);
         return;
     }
-    (through_tanh ? product_tanh : product_plain)(rows, y->ld, y->in, in, ldi, y->weight, y->ld,
-                                                  y->weight + y->in * y->ld, out, y->ld, NULL);
+    (!through_tanh ? product_plain : s->set.forward_only ? product_quick_tanh : product_tanh)(
+        rows, y->ld, y->in, in, ldi, y->weight, y->ld, y->weight + y->in * y->ld, out, y->ld, NULL);
 }
 // `activation`: what the inputs are, if they come out of a tanh.
 static void to_inputs(Model *s, const Dense *y, const float *d_out, float *d_in, long rows, const float *activation) {
@@ -289,7 +293,7 @@ static void block_forward(const Model *s, Block *k, const float *in, long ldi, l
     if (in) forward(s, y, in, ldi, k->hidden[0], rows, 1);
     else first_forward(s, y, k->hidden[0]);
     forward(s, y + 1, k->hidden[0], y[0].ld, k->hidden[1], rows, 1);
-    forward(s, y + 2, k->hidden[1], y[1].ld, k->out, rows, 0);
+    if (k->out) forward(s, y + 2, k->hidden[1], y[1].ld, k->out, rows, 0);
 }
 // Adam changes a layer after the gradient has gone back through it.
 static void block_backward(Model *s, Block *k, long rows, const float *in, long ldi, const float *d_out,
@@ -357,24 +361,32 @@ static void weigh_under_prior(Model *s, int l) {
         s->log_w[r] += total(terms);
     }
 }
-// log p(x | logits); where the backward pass follows, the logits become x - sigmoid(logits).
-INLINE void bernoulli(Model *s, float *logits, const int backward_follows) {
+// log p(x | logits), as of `bernoulli_tile`; the logits become x - sigmoid(logits).
+static void bernoulli(Model *s, float *logits) {
     for (long r = 0; r < s->rows; r++) {
         float *l = logits + r * PIXELS;
         const uint8_t *bits = s->bits + r % IMAGES * (PIXELS / 8);
-        // log p = sum of x l - max(l, 0) - log(1 + e) with e = exp(-|l|); the product of 1 + e <= 2 cannot overflow.
         vec linear = all(0), factors = all(1);
         for (long j = 0; j < PIXELS; j += WIDTH) {
             vec v = load(l + j), e = exponential(with_sign(v, all(-0.0f))), one_and_e = add(all(1), e);
             mask on = lanes_of_bits(bits + j / 8), positive = less(all(0), v);
             linear = sub(choose(on, add(linear, v), linear), larger(all(0), v));
             factors = mul(factors, one_and_e);
-            if (!backward_follows) continue;
             vec sigmoid = mul(choose(positive, all(1), e), inverse(one_and_e));
             store(l + j, sub(choose(on, all(1), all(0)), sigmoid));
         }
         s->log_px[r] = total(sub(linear, logarithm(factors)));
     }
+}
+// The same from the hidden units, for the likelihood alone.
+static void bernoulli_of_hidden(Model *s) {
+    const Dense *y = s->p[0].layer + 2;
+    Extra extra = {.bits = s->bits, .linear = s->linear, .factors = s->factors};
+    for (long r = 0; r < s->rows; r++) store(s->linear + r * WIDTH, all(0)), store(s->factors + r * WIDTH, all(1));
+    product_bernoulli(s->rows, y->ld, y->in, s->p[0].hidden[1], y[-1].ld, y->weight, y->ld, y->weight + y->in * y->ld,
+                      NULL, y->ld, &extra);
+    for (long r = 0; r < s->rows; r++)
+        s->log_px[r] = total(sub(load(s->linear + r * WIDTH), logarithm(load(s->factors + r * WIDTH))));
 }
 
 // ---------- weights ----------
@@ -531,8 +543,8 @@ static void subtract(float *from, const float *what, long count) {
 }
 
 // ---------- the update ----------
-// From q1's outputs on: samples, and log w but for log p(x | h1).
-static void to_logits(Model *s) {
+// From q1's outputs on: samples, log w but for log p(x | h1), and the logits or what they are made of.
+static void through_layers(Model *s) {
     const int *units = s->set.units, L = s->set.layers;
     for (int l = 0; l < L; l++) {
         if (l) block_forward(s, s->q + l, s->h[l - 1], PADDED(units[l - 1]), s->rows);
@@ -547,8 +559,8 @@ static void update(Model *s, const Adam *adam) {
     const int L = s->set.layers;
     const int *units = s->set.units;
     block_forward(s, s->q, NULL, 0, IMAGES);
-    to_logits(s);
-    bernoulli(s, s->p[0].out, 1);
+    through_layers(s);
+    bernoulli(s, s->p[0].out);
     weigh(s);
     keep_rows_that_count(s);
     for (int l = 0; l < L; l++) {
@@ -604,8 +616,8 @@ void model_log_weights(Model *s, const int64_t *numbers, long first, long sample
                     memcpy(s->eps[l] + (t * IMAGES + b) * u, s->drawn + skipped + t * u, u * sizeof(float));
             }
         }
-        to_logits(s);
-        bernoulli(s, s->p[0].out, 0);
+        through_layers(s);
+        bernoulli_of_hidden(s);
         for (long r = 0; r < s->rows; r++) log_w[done * IMAGES + r] = s->log_w[r] + s->log_px[r];
     }
 }

@@ -10,8 +10,9 @@ from typing import Any
 import pandas as pd
 
 from pipeline.experiments.names import CohortKey
-from pipeline.files import content_of, read_object
+from pipeline.files import content_of
 from pipeline.records.results import RunResult
+from pipeline.records.sums import read_sealed
 from pipeline.reporting.evidence.cells import dataset_name, layers_name
 from pipeline.reporting.evidence.proposals import gains
 from pipeline.reporting.forms.numbers import number
@@ -36,7 +37,7 @@ def opinions(results: Path) -> list[dict[str, Any]]:
     """
     found = []
     for path in sorted(results.glob("*/ais-*.json")):
-        one = read_object(path, REMEDY)
+        one = read_sealed(path, REMEDY)
         with content_of(path, "a second opinion", REMEDY):
             found.append({"cohort": str(one["cohort"]), "run": str(one["run"]), **one})
     return found
