@@ -42,6 +42,7 @@ from pipeline.launch.plan import (
 )
 from pipeline.paths import HERE
 from pipeline.records.store import store_folder
+from pipeline.records.sums import SHA256
 from pipeline.training.train import run_lock
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace
@@ -129,7 +130,7 @@ def assert_same(folder: Path, project: Path) -> None:
 
 def test_each_number_names_what_made_it(project: Path) -> None:
     results = project / HERE.cohort_results(FIRST)
-    (entry,) = json.loads((results / "provenance.json").read_text()).values()
+    (entry,) = (own for name, own in json.loads((results / "provenance.json").read_text()).items() if name != SHA256)
     head = run(project, "git", "rev-parse", "HEAD").stdout.strip()
     for made in (entry["training"], entry["evaluation"]):
         assert made["git_revision"].removesuffix("-dirty") == head
@@ -334,9 +335,9 @@ def test_time_left_is_work_over_measured_speed(project: Path, tmp_path: Path, mo
     cohort, spec = own.cohorts[FIRST], own.evaluations[FIRST]
     (run,) = cohort.runs
     remember(own.store, CORE, run_shape(run), 50.0)
-    assert "0:50 left and an evaluation not timed yet" in describe(own.standings(), own.machine)
+    assert "0:50 left and an evaluation not timed yet" in describe(own.standings(), own.machine, own.paths)
     remember(own.store, CORE, evaluation_shape(cohort, spec), 30.0)
-    text = describe(own.standings(), own.machine)
+    text = describe(own.standings(), own.machine, own.paths)
     assert "train: 1:20 left" in text
     assert "time left (cpu, 1 processes): 1:20 for 1 of them at speeds measured on this machine; 1 not timed" in text
     # Two processes take half as long.
