@@ -334,14 +334,14 @@ def test_time_left_is_work_over_measured_speed(project: Path, tmp_path: Path, mo
     cohort, spec = own.cohorts[FIRST], own.evaluations[FIRST]
     (run,) = cohort.runs
     remember(own.store, CORE, run_shape(run), 50.0)
-    assert "0:50 left and an evaluation not timed yet" in describe(own.standings(), own.machine)
+    assert "0:50 left and an evaluation not timed yet" in describe(own.standings(), own.machine, own.paths)
     remember(own.store, CORE, evaluation_shape(cohort, spec), 30.0)
-    text = describe(own.standings(), own.machine)
+    text = describe(own.standings(), own.machine, own.paths)
     assert "train: 1:20 left" in text
     assert "time left (cpu, 1 processes): 1:20 for 1 of them at speeds measured on this machine; 1 not timed" in text
     # Two processes take half as long.
     other = replace(own, machine=Machine(torch.device("cpu"), 2, 1e9))
-    assert "time left (cpu, 2 processes): 0:40 for 1 of them" in describe(other.standings(), other.machine)
+    assert "time left (cpu, 2 processes): 0:40 for 1 of them" in describe(other.standings(), other.machine, other.paths)
 
 
 def test_what_is_ahead_tells_the_share_of_evaluations(tmp_path: Path) -> None:
