@@ -14,6 +14,7 @@ export PYTHONUNBUFFERED := 1
 help:
 	@echo "What makes a good ELBO? Commands (docs: README.md):"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\) | \(.*\)/  make \1|\2|\3/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %-72s %s\n", $$1, $$2, $$3}'
+	@echo "Times are of two CPU cores; with ~ they are estimates, the others were measured."
 
 # Made anew where its programs are gone, whatever the marker says.
 ifneq ($(shell $(VENV)/bin/python -c 'print(1)' 2>/dev/null),1)
@@ -44,7 +45,7 @@ ui: $(READY) ## MLflow on the runs; prints the address of its start page | until
 RAY_READY = python -c 'import ray' 2>/dev/null || \
   python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[ray]'
 
-overnight: grid ## every cell of the papers at 40 of 3280 epochs, claims decided there | a night on 2 cores
+overnight: grid ## every cell of the papers at 40 of 3280 epochs, claims decided there | ~ a night on 2 cores
 	dvc repro binarize
 ifdef RAY
 	@$(RAY_READY)
@@ -57,7 +58,7 @@ endif
 	@python -m stages.docs
 	@python -m stages.news overnight
 
-paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | days of a CPU; for a GPU
+paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | ~ days of a CPU; for a GPU
 ifdef RAY
 	@$(RAY_READY)
 	dvc repro binarize
@@ -69,12 +70,12 @@ endif
 	@python -m stages.news paper
 
 # From the summaries in git, without data, training or cache.
-report: grid ## rebuild the report of SCALE=quick from the results in git: no training | under a minute
+report: grid ## rebuild the report of SCALE=quick from the results in git: no training | about a minute
 	dvc repro --single-item report@$(SCALE)
 	@python -m stages.docs
 	@echo "read reports/$(SCALE)/index.html"
 
-track: grid ## put the results of SCALE=quick into MLflow | under a minute
+track: grid ## put the results of SCALE=quick into MLflow | ~ a minute
 	dvc repro --single-item track@$(SCALE)
 
 # From there, the paths that DVC prints are short and those of one scale.
@@ -87,10 +88,10 @@ weights: $(READY) ## ship weights of finished runs of SCALE=quick with the repor
 
 # Recompute the NLL of a committed cell from its shipped weights. CELL: one that `make verify-results` lists.
 IMAGES ?= 100
-verify-results: $(READY) ## recompute the NLL of a committed CELL from its shipped weights | a minute
+verify-results: $(READY) ## recompute the NLL of a committed CELL from its shipped weights | ~ a minute
 	@python -m stages.verify $(CELL) --images $(IMAGES)
 
-test: lint ## lint, then all tests | some ten minutes on 2 cores
+test: lint ## lint, then all tests | ~ ten minutes or more on 2 cores
 	pytest -n 2 --dist loadfile
 
 lint: $(READY) ## ruff and mypy | a minute
@@ -102,4 +103,4 @@ grid: $(READY) ## write cohorts/ from params.yaml, as the others do first | a se
 	@python -m pipeline.experiments
 	@python -m stages.unlock
 
-setup: $(READY) ## the environment in .venv, which every other command makes too | some minutes, 2 GB
+setup: $(READY) ## the environment in .venv, which every other command makes too | ~ some minutes, 2 GB

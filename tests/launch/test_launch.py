@@ -342,7 +342,7 @@ def test_time_left_is_work_over_measured_speed(project: Path, tmp_path: Path, mo
     assert "time left (cpu, 1 processes): 1:20 for 1 of them at speeds measured on this machine; 1 not timed" in text
     # Two processes take half as long.
     other = replace(own, machine=Machine(torch.device("cpu"), 2, 1e9))
-    assert "time left (cpu, 2 processes): 0:40 for 1 of them" in describe(other.standings(), other.machine)
+    assert "time left (cpu, 2 processes): 0:40 for 1 of them" in describe(other.standings(), other.machine, other.paths)
 
 
 def test_what_is_ahead_tells_the_share_of_evaluations(tmp_path: Path) -> None:

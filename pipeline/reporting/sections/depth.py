@@ -159,11 +159,10 @@ def series_figure(report: Report) -> Figure | None:
                 ax.grid(color=GRID)
         axes[0, 0].set_ylabel("test NLL, nats")
         axes[1, 0].set_ylabel("active units (all layers)")
-        handles = legend_handles(["vae", "iwae"])
-        styles = {
-            k: canvas.axes[0].plot([], [], color=INK, ls=ls, lw=1.3, label=f"k = {k}")[0] for k, ls in LINES.items()
-        }
-        canvas.legend(handles=[*handles, *styles.values()], loc="outside lower center", ncols=7)
+        handles = legend_handles([name for name in MARKERS if name in {run.spec.objective for run in runs}])
+        counts = sorted({run.spec.T for run in runs} & set(LINES))
+        styles = [axes[0, 0].plot([], [], color=INK, ls=LINES[k], lw=1.3, label=f"k = {k}")[0] for k in counts]
+        canvas.legend(handles=[*handles, *styles], loc="outside lower center", ncols=7)
         caption = (
             f"Each line goes on to the right as a run is trained deeper; hollow marks are the paper's, after {FULL:,} "
             "epochs.\n"

@@ -46,8 +46,8 @@ from pipeline.reporting.sections.depth import whole_epochs
 QUESTION = "Which waypoint predicts the end?"
 AGREES = 0.9
 """From this rank correlation on the order of cells is said to be that of their ends."""
-NATS = "NLL minus the end's"
-UNITS = "active units minus the end's"
+NATS, UNITS = "NLL − end's", "units − end's"
+NLL_ORDER, UNITS_ORDER = "order by NLL", "order by units"
 
 
 def by_dataset(known: Sequence[Way]) -> dict[str, list[Way]]:
@@ -133,8 +133,8 @@ def distance_table(known: Sequence[Way]) -> Table | None:
                     "cells": str(len(passed)),
                     NATS: gaps_in_words([one.nll_gap for one in passed], nats),
                     UNITS: gaps_in_words([one.units_gap for one in passed], write_units),
-                    "order by NLL": number(agreed.nll) if agreed else DASH,
-                    "order by units": number(agreed.units) if agreed else DASH,
+                    NLL_ORDER: number(agreed.nll) if agreed else DASH,
+                    UNITS_ORDER: number(agreed.units) if agreed else DASH,
                 }
             )
             data.append(
@@ -158,7 +158,10 @@ def distance_table(known: Sequence[Way]) -> Table | None:
         f"{LEAST_CELLS} cells on."
     )
     title = "How far is each waypoint from the end?"
-    return Table("waypoints", title, caption, pd.DataFrame(data), pd.DataFrame(rows), tuple(groups))
+    display = pd.DataFrame(rows)
+    if (display[NLL_ORDER] == DASH).all():
+        display = display.drop(columns=[NLL_ORDER, UNITS_ORDER])
+    return Table("waypoints", title, caption, pd.DataFrame(data), display, tuple(groups))
 
 
 def _ends(name: str, gaps: Sequence[Gap | None]) -> dict[str, float | None]:
@@ -265,7 +268,7 @@ def distance_figure(known: Sequence[Way]) -> Figure | None:
             f"{LEAST_CELLS} cells of a dataset on: Spearman's rank correlation between the cells' NLL then and at "
             f"their end; dotted: {AGREES}. Runs that continue others are left out."
         )
-        return finish(canvas, name, QUESTION, caption, data)
+        return finish(canvas, name, "How do cells approach their end?", caption, data)
 
 
 def _above(data: pd.DataFrame) -> float:
