@@ -118,7 +118,7 @@ def library() -> ctypes.CDLL | str:
     key = "\n".join([*texts, *compiler, *FLAGS, platform.machine(), _processor()])
     try:
         path = cache_folder() / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-        return _with_types(ctypes.CDLL(str(path))) if path.exists() else build(path, compiler)
+        return _loaded(path) or build(path, compiler)
     except FileNotFoundError:
         return f"there is no C compiler {compiler[0]!r}; install one or name it in CC"
     except subprocess.CalledProcessError as error:
@@ -126,6 +126,14 @@ def library() -> ctypes.CDLL | str:
         return f"{compiler[0]} does not compile it: {lines[0] if lines else error}"
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """The library that was built into `path`; None where there is none, or one that was cut short."""
+    try:
+        return _with_types(ctypes.CDLL(str(path))) if path.exists() else None
+    except (OSError, AttributeError):
+        return None
 
 
 def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
