@@ -66,7 +66,8 @@ def content_of(path: Path, what: str, remedy: str = WRITE_AGAIN) -> Iterator[Non
         yield
     except IsADirectoryError as error:
         then = remedy.removeprefix("delete it, and ").removeprefix("delete it and ")
-        raise UserError(f"{path}: not {what}: a folder is where a file belongs; move it away, then {then}") from error
+        told = REMEDIES[errno.EISDIR]
+        raise UserError(f"{path}: cannot be read ({error.strerror}); {told}, then {then}") from error
     except OSError as error:
         raise disk_error(path, "read", error) from error
     except MALFORMED as error:
@@ -88,13 +89,14 @@ def sweep(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
     removed = []
     for path in folder.glob(f"{glob.escape(prefix)}{machine}-*{glob.escape(suffix)}"):
         number = path.name.removeprefix(f"{prefix}{machine}-").removesuffix(suffix).partition(".")[0]
-        if number.isdecimal() and number != own and not _runs(int(number)):
+        if number.isdecimal() and number != own and not runs(int(number)):
             remove(path)
             removed.append(path)
     return removed
 
 
-def _runs(pid: int) -> bool:
+def runs(pid: int) -> bool:
+    """Whether this machine has a process of that number."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):

@@ -30,6 +30,7 @@ from pipeline.launch.plan import (
     RECORDED,
     RUNNABLE,
     Standing,
+    evaluation_seconds,
     evaluation_shape,
     likelihood_shape,
     remember,
@@ -50,7 +51,7 @@ from pipeline.work.workers import Stopped, run_parallel
 
 LINE_SECONDS = 60.0
 LEFT_ALONE = (RECORDED, BLOCKED)
-UPDATES, EVALUATING = "updates", "evaluating"
+UPDATES, EVALUATING, END = "updates", "evaluating", "done"
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ class _Worker:
                     self.closed.add(number)
                     break
             else:
-                self.send(News(number, piece.steps, doing="done"))
+                self.send(News(number, piece.steps, doing=END))
         self.worked = True
         return True
 
@@ -269,6 +270,33 @@ def _serve(
     _Worker(project, plan, facts, send, until=until).serve()
 
 
+@dataclass(frozen=True)
+class Due:
+    """An evaluation that is to be made: of the waypoint after so many updates."""
+
+    steps: int
+    seconds: float | None
+    """On a core, as measured on this machine; None where it was not timed yet."""
+
+
+def due_evaluations(project: Project, piece: Piece, job: Job) -> list[Due]:
+    """The evaluations of a piece that are not in the store, with what they take."""
+    found = []
+    for steps in waypoints_to(job, piece):
+        spec = evaluation_at(project.evaluations[piece.cohort.key], piece.run, steps)
+        own = waypoint_run(job, piece.run, steps, project.store, spec)
+        if spec is not None and (own is None or not own.is_evaluated):
+            found.append(Due(steps, evaluation_seconds(project.store, piece.cohort, spec)))
+    return found
+
+
+def _seconds(updates: int, rate: float | None) -> float | None:
+    """What so many updates take; None where there are some and their rate is not known."""
+    if updates <= 0:
+        return 0.0
+    return None if rate is None else updates / rate
+
+
 @dataclass
 class Board:
     """What the launcher tells while its workers work: a line a minute."""
@@ -278,6 +306,13 @@ class Board:
     """By run's digest: updates that the store holds."""
     digests: list[str]
     """By piece."""
+    cores: int = 1
+    rates: dict[str, float] = field(default_factory=dict)
+    """By shape: updates a second of a run on a core, as far as they were timed."""
+    due: list[list[Due]] = field(default_factory=list)
+    """By piece: its evaluations that were to be made when the work began."""
+    evaluated: dict[str, int] = field(default_factory=dict)
+    """By cell: the update up to which all evaluations are made."""
     current: dict[int, News] = field(default_factory=dict)
     """By worker."""
     failed: list[str] = field(default_factory=list)
@@ -295,18 +330,48 @@ class Board:
         self.current[worker] = news
         own = self.digests[news.piece]
         self.done[own] = max(self.done.get(own, 0), news.step)
+        # Whoever goes on from a waypoint has evaluated it.
+        if news.doing in (UPDATES, END):
+            cell, passed = self.plan[news.piece].cell, news.step - (news.doing == UPDATES)
+            self.evaluated[cell] = max(self.evaluated.get(cell, 0), passed)
+        if news.rate:
+            self.rates[run_shape(self.plan[news.piece].run)] = news.rate
         if time.monotonic() - self.told >= LINE_SECONDS:
             self.told = time.monotonic()
             say(self.line())
 
     def line(self) -> str:
-        return f"{100 * self.share():.2f} % | " + "; ".join(self.of(news) for news in self.current.values())
+        now = "; ".join(self.of(news) for news in self.current.values())
+        return f"{100 * self.share():.2f} %, {self.left()} | {now}"
+
+    def left(self) -> str:
+        """How long all takes, training and evaluations, on all cores: `about 1:20:00 left`."""
+        deepest: dict[str, int] = {}
+        for number, piece in enumerate(self.plan):
+            if piece.cell not in deepest or piece.steps > self.plan[deepest[piece.cell]].steps:
+                deepest[piece.cell] = number
+        # Cells may share a run, which is trained once.
+        updates = {self.digests[i]: (self.plan[i], self.done.get(self.digests[i], 0)) for i in deepest.values()}
+        parts = [_seconds(piece.steps - done, self.rates.get(run_shape(piece.run))) for piece, done in updates.values()]
+        parts += [due.seconds for i in deepest.values() for due in self.waiting(i)]
+        known = sum(part for part in parts if part is not None) / self.cores
+        return f"about {clock(known)} left{' and what was not timed yet' if None in parts else ''}"
+
+    def waiting(self, number: int) -> list[Due]:
+        """The evaluations of a piece that are still to be made."""
+        passed = self.evaluated.get(self.plan[number].cell, -1)
+        return [due for due in self.due[number] if due.steps > passed] if self.due else []
 
     def of(self, news: News) -> str:
         piece = self.plan[news.piece]
         if news.doing != UPDATES:
             return f"{piece.cell}: {news.doing} at update {news.step:,}"
-        left = f", {news.rate:,.0f}/s, {clock((piece.steps - news.step) / news.rate)} left" if news.rate else ""
+        left = ""
+        if news.rate:
+            evaluations = [due.seconds for due in self.waiting(news.piece)]
+            known = sum(seconds for seconds in evaluations if seconds is not None)
+            untimed = " and an evaluation not timed yet" if None in evaluations else ""
+            left = f", {news.rate:,.0f}/s, {clock((piece.steps - news.step) / news.rate + known)} left{untimed}"
         return f"{piece.cell}: {news.step:,} of {piece.steps:,}{left}"
 
     def share(self) -> float:
@@ -355,6 +420,10 @@ def run(project: Project, seconds: float | None, epochs: Sequence[int] = ()) -> 
     try:
         time_kinds(open_jobs, jobs, project.store, project.paths)
         say(forecast(project.standings(), project))
+        board.cores = project.machine.workers
+        board.due = [due_evaluations(project, piece, job) for piece, job in zip(plan, jobs, strict=True)]
+        shapes = {run_shape(piece.run) for piece in plan}
+        board.rates = {shape: rate for shape in shapes if (rate := remembered(project.store, CORE, shape))}
         run_parallel(task, range(count), count, board.hear, name=lambda worker: f"worker {worker}")
     except UserError as error:
         say(f"error: {error}", file=sys.stderr)

@@ -136,7 +136,7 @@ def build_report(
         write_json(folder / "metrics" / f"{result.name.within_scale}.json", key_numbers(result))
     write_text(folder / "index.html", render_page(report, sections, claims, scales))
     pictured = [figure for section in sections for figure in section.figures]
-    write_text(folder / "README.md", in_short(report, progress(report), caveat(report), pictured))
+    write_text(folder / "README.md", in_short(report, progress(report), caveat(report), command(report), pictured))
     return folder / "index.html"
 
 
@@ -168,6 +168,7 @@ def render_page(report: Report, sections: Sequence[Section], claims: Table, scal
         scales=scales,
         progress=progress(report),
         caveat=caveat(report),
+        command=command(report),
         cards=cards(report),
         legend=[(objective, shape, objective_name(objective)) for objective, shape in strips.SHAPES.items()],
         strip=strips.to_html,
@@ -284,8 +285,10 @@ def progress(report: Report) -> str:
 
 def caveat(report: Report) -> str:
     """What the numbers of the scale are worth, said once."""
+    if not report.results and report.under_way:
+        return "No run is at its end yet: ours are in the pictures against epochs, the others hold the papers' numbers."
     if not report.results:
-        return f"The pictures hold the papers' numbers; dvc repro report@{report.scale} adds ours."
+        return "The pictures hold the papers' numbers: none of ours is there yet."
     measured = f"Measured with {provenance.measured(report.results)}."
     if report.comparable:
         return measured
@@ -296,6 +299,17 @@ def caveat(report: Report) -> str:
             f"beside the papers', not judged by them. {measured}"
         )
     return f"It shows that everything works: no claim is judged, no number is comparable with the papers'. {measured}"
+
+
+COMMANDS = {"quick": "make repro", "overnight": "make overnight", PAPER_SCALE: "make paper"}
+"""Scale -> what trains all of it and writes its report; another scale is asked of DVC."""
+
+
+def command(report: Report) -> str:
+    """What makes the runs that are missing; empty where none is."""
+    if len(report.results) >= sum(len(cohort.runs) for cohort in report.planned):
+        return ""
+    return COMMANDS.get(report.scale, f"dvc repro report@{report.scale}")
 
 
 def verdict_in_words(decided: Sequence[ClaimResult], judged: bool) -> str:

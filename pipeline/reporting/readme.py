@@ -18,9 +18,10 @@ PICTURES = ("objectives", "posterior_contours", "rainforth_sweep", "toy_snr", "l
 MOST = 4
 
 
-def in_short(report: Report, progress: str, caveat: str, figures: Sequence[Figure]) -> str:
+def in_short(report: Report, progress: str, caveat: str, command: str, figures: Sequence[Figure]) -> str:
     """The answer, Table 1, how far waypoints are from the end, and four pictures."""
-    lines = [f"# What makes a good ELBO? The {report.scale} scale", "", f"**{progress}** {caveat}", ""]
+    rest = f" The rest: `{command}`." if command else ""
+    lines = [f"# What makes a good ELBO? The {report.scale} scale", "", f"**{progress}** {caveat}{rest}", ""]
     lines += ["This page is the short form of `index.html` beside it, which a browser opens from a clone.", ""]
     for card in cards(report):
         lines.append(f"- **{card.question}** *{card.answer}.* {card.sentence} ({card.chip})")

@@ -9,10 +9,11 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.files import runs
 
 POLL_SECONDS = 0.05
 
@@ -33,6 +34,9 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
     try:
         if not _taken(descriptor, wait_seconds):
             pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
+            if pid.isdecimal() and not runs(int(pid)):
+                # It is gone, and what it has forked keeps the lock: a worker that is stopped, or slow to notice.
+                pid = " ".join(map(str, _holders(path))) or pid
             raise Busy(
                 f"{what}: process {pid} is working on it;"
                 f" wait for it to end or stop it (kill {pid}), then run the same command again: nothing is lost"
@@ -45,6 +49,16 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_UN)
     finally:
         os.close(descriptor)
+
+
+def _holders(path: Path) -> list[int]:
+    """The other processes of this machine that have the file open, as far as the system tells."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*/fd"):
+        with suppress(OSError):
+            if int(folder.parent.name) != os.getpid() and any(link.samefile(path) for link in folder.iterdir()):
+                found.append(int(folder.parent.name))
+    return sorted(found)
 
 
 def _taken(descriptor: int, wait_seconds: float) -> bool:

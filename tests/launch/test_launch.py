@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_order
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.launch import __main__ as command_line
-from pipeline.launch.cores import forecast, pieces
+from pipeline.launch.cores import END, Board, Due, News, Piece, forecast, pieces
 from pipeline.launch.cores import run as run_launcher
 from pipeline.launch.launcher import Project, check_epochs, choose, describe
 from pipeline.launch.plan import (
@@ -447,3 +447,34 @@ def test_mistakes(
     with pytest.raises((UserError, SystemExit)) as caught:
         command_line.main([words[0], "--scale", "tiny", *words[1:]])
     assert message in str(caught.value) + capsys.readouterr().err
+
+
+def test_the_time_left_on_cores_holds_what_is_to_be_evaluated() -> None:
+    spec = make_run(max_steps=400)
+    cohort = CohortSpec("tiny", "a", "a", (spec,))
+    plan = [Piece(cohort, spec, 40), Piece(cohort, spec, 400)]
+    due = [[Due(40, 30.0)], [Due(40, 30.0), Due(400, 60.0)]]
+    board = Board(plan, {"d": 0}, ["d", "d"], 2, {run_shape(spec): 10.0}, due)
+    # 400 updates and both evaluations, once each, on two cores.
+    assert board.left() == "about 1:05 left"
+    board.hear(0, News(0, 20, 10.0))
+    assert board.of(board.current[0]) == f"tiny/a/{spec.name}: 20 of 40, 10/s, 0:32 left"
+    board.hear(0, News(0, 40, doing="evaluating"))
+    assert board.left() == "about 1:03 left"
+    board.hear(0, News(0, 40, doing=END))
+    assert board.left() == "about 0:48 left"
+    assert board.line().startswith("10.00 %, about 0:48 left | ")
+    board.hear(0, News(1, 400, 20.0))
+    assert board.left() == "about 0:30 left"
+    board.hear(0, News(1, 400, doing=END))
+    assert board.left() == "about 0:00 left"
+
+
+def test_what_was_not_timed_is_said_beside_the_time_left() -> None:
+    spec = make_run(max_steps=400)
+    cohort = CohortSpec("tiny", "a", "a", (spec,))
+    board = Board([Piece(cohort, spec, 400)], {"d": 0}, ["d"], due=[[Due(400, None)]])
+    assert board.left() == "about 0:00 left and what was not timed yet"
+    board.hear(0, News(0, 100, 10.0))
+    assert board.left() == "about 0:30 left and what was not timed yet"
+    assert board.of(board.current[0]).endswith("100 of 400, 10/s, 0:30 left and an evaluation not timed yet")

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.experiments.spec import CohortSpec
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.claims import BEATS, FAILS, HOLDS, HOLDS_ASSUMED, UNDECIDED
 from pipeline.reporting.forms.strips import Mark, Strip, in_words, position, to_html
-from pipeline.reporting.page import caveat, gathered, progress
+from pipeline.reporting.page import caveat, command, gathered, progress
 from pipeline.reporting.report import Report
 from pipeline.reporting.sections.answer import best_m, cards, chip, short_answer
 from tests.reporting.conftest import deepened
@@ -114,3 +115,27 @@ def test_progress_counts_what_is_finished_and_what_is_on_its_way(make: Make) -> 
     runs = [deepened(run, 3280) for run in burda(make, "paper")]
     whole = gathered(runs[:3], "paper", Path("none"), under_way=[deepened(runs[3], 364, 3280)])
     assert progress(whole) == "Paper scale: 3 runs finished, 1 on their way (after 364 of 3,280 epochs)."
+
+
+def test_the_banner_says_what_is_there_and_how_the_rest_is_made(make: Make) -> None:
+    runs = [deepened(run, 3280) for run in burda(make, "paper")]
+    planned = [
+        CohortSpec("paper", "burda-table1", run.name.within_scale.partition("/")[0], (run.spec,)) for run in runs
+    ]
+
+    def said(done: int, under_way: int = 0) -> tuple[str, str]:
+        own = gathered(runs[:done], "paper", Path("none"), planned, runs[done : done + under_way])
+        return caveat(own), command(own)
+
+    assert said(0) == ("The pictures hold the papers' numbers: none of ours is there yet.", "make paper")
+    assert said(0, 1)[0].startswith("No run is at its end yet: ours are in the pictures against epochs")
+    # With a first cell nothing says any more that the pictures are the papers'.
+    assert said(1)[0].startswith("Measured with ")
+    assert said(1)[1] == "make paper"
+    assert said(len(runs))[1] == ""
+    own = gathered([], "mine", Path("none"), planned)
+    assert command(own) == "dvc repro report@mine"
+
+
+def test_a_picture_without_marks_is_none() -> None:
+    assert to_html(Strip((("2 units", ()), ("50 units", ())), "decoded samples that change the digit, %")) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from pipeline.records.run_folder import checkpoint_step
 from tests.conftest import PATIENCE_SECONDS, wait_for
 from tests.project import copy_project, environment, run
 from tests.test_pipeline import TINY
@@ -63,6 +65,16 @@ def start(folder: Path) -> subprocess.Popen[str]:
 
 def trainer_pid(folder: Path) -> int:
     return int((folder / ".store/locks" / f"{KEY.replace('/', '-')}.lock").read_text())
+
+
+def children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False)
+    return [int(number) for number in found.stdout.split()]
+
+
+def steps_done(folder: Path) -> dict[str, int]:
+    """By run in the store, the updates that its checkpoint holds."""
+    return {path.parent.name: checkpoint_step(path) for path in (folder / ".store").glob("*/checkpoint.safetensors")}
 
 
 def assert_as_unbroken(folder: Path) -> None:
@@ -115,7 +127,7 @@ def test_only_dvc_is_killed(project: Path) -> None:
     process.wait()
     second = run(project, sys.executable, "-m", "stages.train", KEY, check=False, ELBO_LOCK_SECONDS="0.2")
     assert second.returncode == 1
-    assert f"process {trainer} is working on this cohort" in second.stdout
+    assert f"process {trainer} is working on it" in second.stdout
     assert f"kill {trainer}" in second.stdout
     wait_for(
         lambda: (
@@ -128,12 +140,31 @@ def test_only_dvc_is_killed(project: Path) -> None:
     assert_as_unbroken(project)
 
 
+def test_a_worker_that_stands_still_keeps_its_run(project: Path) -> None:
+    """Its trainer is gone, and nobody else writes: else a checkpoint would go back when it wakes up."""
+    forget_training(project)
+    process = start(project)
+    trainer = trainer_pid(project)
+    worker = children(trainer)[0]
+    os.kill(worker, signal.SIGSTOP)
+    os.kill(trainer, signal.SIGKILL)
+    process.communicate(timeout=PATIENCE_SECONDS)
+    before = steps_done(project)
+    second = run(project, sys.executable, "-m", "stages.train", KEY, check=False, ELBO_LOCK_SECONDS="2")
+    assert second.returncode == 1
+    assert re.search(rf"process ([0-9]+ )*{worker}\b.* is working on it", second.stdout), second.stdout
+    os.kill(worker, signal.SIGCONT)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    after = steps_done(project)
+    assert all(after[name] >= steps for name, steps in before.items())
+    finish(project)
+
+
 def test_one_worker_is_killed(project: Path) -> None:
     """Its run is named and resumed by the next call; the other one is finished."""
     forget_training(project)
     process = start(project)
-    children = subprocess.run(["ps", "--ppid", str(trainer_pid(project)), "-o", "pid="], capture_output=True, text=True)
-    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    os.kill(children(trainer_pid(project))[0], signal.SIGKILL)
     output, _ = process.communicate(timeout=PATIENCE_SECONDS)
     assert process.returncode != 0
     assert "ended with exit code -9" in output

@@ -125,7 +125,9 @@ def in_words(strip: Strip) -> str:
 
 
 def to_html(strip: Strip) -> Markup:
-    """The strip: a line a row, and below them its axis."""
+    """The strip: a line a row, and below them its axis; nothing where it has no marks."""
+    if not any(marks for _, marks in strip.rows):
+        return Markup()
     rows = [
         Markup('<span class="who">{}</span>{}').format(label, _row(strip, marks))
         for label, marks in strip.rows

@@ -65,7 +65,7 @@ def log_mean(results: list[RunResult]) -> Figure:
     runs = shown_runs(results, "burda-table1", "mnist", "bound_gaps")
     counts = 2 ** np.arange(int(np.log2(MOST)) + 1)
     records = []
-    with open_canvas(name, 9.6 if runs else 5.4, 3.6) as canvas:
+    with open_canvas(name, 9.6 if runs else 5.4, 3.9) as canvas:
         axes = canvas.subplots(1, 2 if runs else 1, squeeze=False)[0]
         for objective, label, average in (
             ("vae", "mean of M logs", _mean),
@@ -98,11 +98,11 @@ def log_mean(results: list[RunResult]) -> Figure:
             ax.set_xticks(counts, [str(count) for count in counts])
             ax.set_xlabel("samples, M or K")
             ax.grid(color=GRID)
-            ax.legend(loc="center right" if ax is not axes[0] else "lower right")
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
         caption = (
             "Averaging M logarithms steadies the estimate but leaves it equally far below log p(x); averaging K "
-            "weights "
-            "inside the logarithm closes the gap.\nLeft: log-normal weights whose mean is known, bands hold 90 % of "
+            "weights inside the logarithm closes the gap.\n"
+            "Left: log-normal weights whose mean is known, bands hold 90 % of "
             f"{DRAWS:,} single estimates. Right: thick, the bound with K samples inside the logarithm; thin and flat, "
             "with M outside: the same ELBO whatever M is. Averages over up to 100 test images."
         )

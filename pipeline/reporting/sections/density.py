@@ -281,6 +281,9 @@ def objectives_figure(cells: Cells) -> Figure:
     run = [panel for panel in panels if data[_of_panel(data, panel)]["gain"].notna().any()]
     panels = run or panels
     data = data[[pair in panels for pair in zip(data["dataset"], data["layers"], strict=True)]]
+    # At k = 1 all objectives are one run: an objective that has no more than that shows nothing of its own.
+    more = data[(data["k"] > 1) & data[["gain", "paper_gain"]].notna().any(axis=1)]
+    data = data[data["objective"].isin(more["objective"])]
     with open_canvas(name, min(10.8, 1.2 + 2.6 * max(2, len(panels))), 4.6) as canvas:
         axes = canvas.subplots(2, len(panels), sharex=True, squeeze=False)
         for column, panel in enumerate(panels):

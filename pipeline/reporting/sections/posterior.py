@@ -240,7 +240,8 @@ def _samples_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
     ax.plot(*h.T, "o", color=colour_of(run.spec.objective), ms=4)
     for i, (a, b) in enumerate(h, 1):
         ax.annotate(str(i), (a, b), (3, 2), textcoords="offset points", fontsize=SMALL, weight="bold")
-    reach = 1.05 * max(2.0, float(np.abs(means).max()), float(np.abs(h).max()))
+    # Room for the number of a sample at the edge.
+    reach = 1.15 * max(2.0, float(np.abs(means).max()), float(np.abs(h).max()))
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
 
 
@@ -492,13 +493,16 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         for ax, (metric, (label, shown)) in zip(axes, MEASURES.items(), strict=True):
             for model, (objective, marker) in styles.items():
                 own = data[(data["metric"] == metric) & (data["model"] == model)]
+                if model not in set(data["model"]):
+                    continue
                 y = [list(groups).index(group) + 0.22 * (list(styles).index(model) - 1) for group in own["group"]]
                 low, value, high = (shown(own[key].to_numpy()) for key in ("low", "mean", "high"))
                 style: dict[str, Any] = {"fmt": marker, "ms": 5, "color": colour_of(objective), "lw": 1.3}
                 ax.errorbar(value, y, xerr=[value - low, high - value], label=model, **style)
             ax.set_xlabel(label)
             ax.grid(axis="x", color=GRID)
-            ax.set_xlim(left=0)
+            # A marker at the edge is whole.
+            ax.set_xlim(0, 1.03 * ax.get_xlim()[1])
         axes[0].set_yticks(range(len(groups)), list(groups))
         axes[0].set_ylim(len(groups) - 0.5, -0.5)
         axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5))

@@ -282,14 +282,12 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
             f"Training stops early: {_spread([run.spec.total_steps for run in cut])} updates in place of "
             f"{_spread(wanted)} ({epochs:,} epochs)."
         )
-    fewer = {
-        (int(run.metrics["test_images"]), int(counts))
-        for run in results
-        if "test_images" in run.metrics
-        and (counts := run.training.get("data", {}).get("counts", {}).get("test_images")) is not None
-        and run.metrics["test_images"] < counts
-    }
-    found += [f"NLL over {few:,} of the {all_:,} test images." for few, all_ in sorted(fewer)]
+    fewer: dict[int, set[int]] = {}
+    for run in results:
+        counts = run.training.get("data", {}).get("counts", {}).get("test_images")
+        if "test_images" in run.metrics and counts is not None and run.metrics["test_images"] < counts:
+            fewer.setdefault(int(counts), set()).add(int(run.metrics["test_images"]))
+    found += [f"NLL over {_spread(list(few))} of the {all_:,} test images." for all_, few in sorted(fewer.items())]
     paper = asdict(PROTOCOLS["paper-text"])
     whole = {run.spec.protocol_name: run.spec.protocol for run in results if run.spec.protocol_name in PROTOCOLS}
     for name, used in whole.items():
