@@ -46,8 +46,8 @@ def project(tmp_path: Path) -> tuple[Path, str]:
 
 
 def to_depth(**scale: Any) -> dict[str, Any]:
-    """The parameters with another depth."""
-    params = parameters()
+    """The parameters with another depth, and with few checkpoints, which nothing here needs."""
+    params = {**parameters(), "checkpoint_seconds": 30}
     params["scales"]["tiny"] = {**params["scales"]["tiny"], **scale}
     return params
 
@@ -63,7 +63,7 @@ def change_while_it_trains(folder: Path, command: list[str], there: Path) -> tup
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     until = time.monotonic() + PATIENCE_SECONDS
-    while not list((folder / ".store").glob("*/checkpoint*")):
+    while not list((folder / ".store").glob("*/waypoint*")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -78,10 +78,10 @@ def test_a_cohort_that_changed_while_it_was_trained_is_refused_and_not_locked(
 ) -> None:
     folder, _ = project
     there = tmp_path / "changed"
-    write_params(folder, to_depth(max_steps=4_010))
+    write_params(folder, to_depth(max_steps=3_010))
     shutil.copytree(folder / "cohorts", there / "cohorts")
     shutil.copy(folder / "params.yaml", there)
-    write_params(folder, to_depth(max_steps=4_000))
+    write_params(folder, to_depth(max_steps=3_000))
     status, output = change_while_it_trains(folder, ["dvc", "repro", TRAIN], there)
     assert status != 0, output
     assert f"error: cohorts/{KEY}.json changed while it was trained: run the same command again" in output
@@ -91,7 +91,7 @@ def test_a_cohort_that_changed_while_it_was_trained_is_refused_and_not_locked(
     assert f"{KEY}: 2 runs trained, 0 taken from the store" in output
     assert TRAIN in locked_stages(folder)
     for path in (folder / "runs" / KEY / "training").glob("*/run.json"):
-        assert json.loads(path.read_text())["steps"] == 4_010
+        assert json.loads(path.read_text())["steps"] == 3_010
 
 
 def test_the_report_follows_a_run_that_moved_on_its_way(project: tuple[Path, str]) -> None:
