@@ -194,7 +194,7 @@ def test_contestants_measure_fail_and_end_in_processes_of_their_own(capfd: pytes
     """Every case is independent of how another one went; what is declined is no fault, whose traceback is shown."""
     found = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
     try:
-        assert found.rate(0, 0.02).wall > 1000
+        assert found.rate(0, 0.02).wall > 2000
         with pytest.raises(Failed, match=r"^ValueError: no such thing$"):
             found.rate(1, 0.02)
         assert found.rate(0, 0.02).wall > 1000
@@ -324,19 +324,24 @@ def test_slow_products_are_named() -> None:
 
 def test_command_prints_tables_and_writes_every_round(tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
-    words = ["--rounds", "1", "--seconds", "0.01", "--cases", "nll-1L", "k1-2L", "--device", "cpu"]
+    words = ["--rounds", "2", "--seconds", "0.01", "--cases", "nll-1L", "k1-2L", "--device", "cpu"]
     command = [sys.executable, "-m", "benchmarks", *words, "--peers", "--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     for title in ("VAE, k=1, 2 layers", "NLL, 5000 samples, 1 layer"):
-        assert sum(line.startswith(f"| {title}") for line in done.stdout.splitlines()) >= 2
+        # On a processor's time, by the clock, and of the peak where that is known.
+        rows = [line for line in done.stdout.splitlines() if line.startswith(f"| {title} |")]
+        assert len(rows) == 2 + (ceiling.missing() is None)
+        assert len({line.count("|") for line in rows}) == 1
     values = json.loads(file.read_text())
-    assert {"k1-2L", "nll-1L"} <= set(values["rates"])
-    for case in ("k1-2L", "nll-1L"):
-        assert ours.DEFAULT in values["rates"][case]
+    machine = {cpu.CEILINGS: ceiling.missing(), cpu.KERNELS: kernels.missing()}
+    assert set(values["rates"]) == {"k1-2L", "nll-1L", *(name for name, why in machine.items() if why is None)}
+    assert set(values["rates"]["nll-1L"]) == {ours.DEFAULT}
+    assert ours.DEFAULT in values["rates"]["k1-2L"]
+    assert {*values["rates"]["k1-2L"], *values["failures"]["k1-2L"]} == set(ours.VARIANTS)
     for rates in (rates for contestants in values["rates"].values() for rates in contestants.values()):
-        assert len(rates) == 1
-        assert all(rate["cpu"] > 0 and rate["wall"] > 0 for rate in rates)
+        assert len(rates) == 2
+        assert all(math.isfinite(rate[kind]) and rate[kind] > 0 for rate in rates for kind in ("cpu", "wall"))
 
 
 def test_a_revision_is_checked_out_and_put_away() -> None:

@@ -99,13 +99,20 @@ def test_the_report_has_it_in_tables_and_figures(project: Path) -> None:
 def test_images_of_another_size_are_refused_in_one_line(project: Path) -> None:
     """Nothing is trained before the files were found to be what the entry says."""
     path = project / f"data/raw/{NAME}/train-images-idx3-ubyte"
-    content = path.read_bytes()
-    path.chmod(0o644)
+    source = path.with_name("source.json")
+    content, listed, others = path.read_bytes(), source.read_text(), idx(np.zeros((TRAIN, 27, 27), np.uint8))
+    for file in (path, source):
+        file.chmod(0o644)
     try:
-        path.write_bytes(idx(np.zeros((TRAIN, 27, 27), np.uint8)))
+        path.write_bytes(others)
+        # As it was downloaded, so that its size is all that is wrong with it.
+        sha256 = hashlib.sha256(content).hexdigest()
+        assert sha256 in listed
+        source.write_text(listed.replace(sha256, hashlib.sha256(others).hexdigest()))
         done = run(project, "python", "-m", "stages.binarize", NAME, check=False)
     finally:
         path.write_bytes(content)
+        source.write_text(listed)
     assert done.returncode == 1
     assert "holds an array [500, 27, 27] instead of one of [28, 28] for each image" in done.stdout
     assert "Traceback" not in done.stdout

@@ -47,4 +47,5 @@ def test_three_lines_and_a_setting(tmp_path: Path) -> None:
             "select r.name from runs r join tags t on r.run_uuid = t.run_uuid"
             " where r.lifecycle_stage = 'active' and t.key = 'objective' and t.value = ?"
         )
-        assert database.execute(query, ("vae-stl",)).fetchall() == [("vae-stl-M4-K1-1L-s0",)]
+        name = "vae-stl-M4-K1-1L-s0, later-estimators, 30 updates"
+        assert database.execute(query, ("vae-stl",)).fetchall() == [(name,)]

@@ -118,7 +118,7 @@ def library() -> ctypes.CDLL | str:
     key = "\n".join([*texts, *compiler, *FLAGS, platform.machine(), _processor()])
     try:
         path = cache_folder() / f"step-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
-        return _with_types(ctypes.CDLL(str(path))) if path.exists() else build(path, compiler)
+        return _loaded(path) or build(path, compiler)
     except FileNotFoundError:
         return f"there is no C compiler {compiler[0]!r}; install one or name it in CC"
     except subprocess.CalledProcessError as error:
@@ -126,6 +126,14 @@ def library() -> ctypes.CDLL | str:
         return f"{compiler[0]} does not compile it: {lines[0] if lines else error}"
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
+
+
+def _loaded(path: Path) -> ctypes.CDLL | None:
+    """The library that was built into `path`; None where there is none, or one that was cut short."""
+    try:
+        return _with_types(ctypes.CDLL(str(path))) if path.exists() else None
+    except (OSError, AttributeError):
+        return None
 
 
 def _with_types(lib: ctypes.CDLL) -> ctypes.CDLL:
@@ -192,6 +200,7 @@ class _Model:
         scale: float = 1.0,
         estimator: _Estimator | None = None,
         rounding: Rounding | None = None,
+        least_weight: float = LEAST_WEIGHT,
     ) -> None:
         lib = library()
         assert isinstance(lib, ctypes.CDLL), lib
@@ -201,7 +210,7 @@ class _Model:
         words = rounding or Rounding()
         assert rounds_to_bfloat16() or words == Rounding()
         settings = _Settings(
-            *(*architecture, M, K, forward_only, scale, LEAST_WEIGHT),
+            *(*architecture, M, K, forward_only, scale, least_weight),
             *(words.forward, words.backward, estimator or _Estimator()),
         )
         self._handle = lib.model_new(ctypes.byref(settings))
@@ -227,8 +236,9 @@ class CompiledModel(_Model):
         scale: float,
         estimator: Coefficients,
         rounding: Rounding | None = None,
+        least_weight: float = LEAST_WEIGHT,
     ) -> None:
-        """`scale`: of every weight, 1 or, for the gradient of a batch's mean, 1 / 20.
+        """`scale`: of every weight, 1 or, for the gradient of a batch's mean, 1 / 20. `least_weight`: see LEAST_WEIGHT.
 
         Raises: MemoryError.
         """
@@ -238,7 +248,7 @@ class CompiledModel(_Model):
             estimator.power,
             estimator.greatest,
         )
-        super().__init__(latent, M, K, scale=scale, estimator=terms, rounding=rounding)
+        super().__init__(latent, M, K, scale=scale, estimator=terms, rounding=rounding, least_weight=least_weight)
 
     def put(self, name: str, row: Tensor) -> None:
         """Take over a row of `Parameters.flat` (`flat`) or of one of Adam's moments (`m`, `v`), [count] float32."""

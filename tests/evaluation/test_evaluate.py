@@ -206,6 +206,7 @@ def test_numbered_binarizations_of_a_test_set(grey_images: NDArray[np.uint8]) ->
     assert not torch.equal(*others)
 
 
-def test_missing_weights_name_the_file(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
+def test_missing_weights_name_the_file_and_leave_nothing(grey_images: NDArray[np.uint8], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"run\.json: missing"):
         evaluate_run(tmp_path / "run", make_run(), SPEC, material_of(grey_images), CPU)
+    assert list(tmp_path.iterdir()) == []

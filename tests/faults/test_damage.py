@@ -3,57 +3,21 @@
 from __future__ import annotations
 
 import shutil
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
-from pipeline.data.catalogue import DATASETS, Form, RawFile, Source, Variant
-from pipeline.data.sources import MIRROR_VARIABLE
 from pipeline.errors import UserError
 from pipeline.experiments import grid
-from pipeline.experiments.params import load_params
 from pipeline.files import disk_error
-from pipeline.paths import HERE, Paths
-from pipeline.records.results import cohort_results
-from pipeline.records.run_folder import read_weights
-from pipeline.records.shipped import shipped_weights
-from pipeline.reporting.evidence.toy import load_toy
-from pipeline.reporting.sections.ais import opinions
 from pipeline.work import interruption
-from stages import ais, binarize, download, evaluate, toy, train, weights
-from tests.experiments.test_params import SMALL
-from tests.test_new_dataset import NAME, TEST, TRAIN, mirror
+from stages import ais, binarize, download, evaluate, toy, train
+from tests.faults.finished import AIS, COHORT, Numbers, call, numbers, provenance, run_all, stage
 
-COHORT, RUN = "small/first-mnist-1L", "iwae-M1-K4-s0"
-AIS = (COHORT, RUN, "--images", "2", "--steps", "2", "--chains", "2")
 TOPS = (".store", "cohorts", "data", "params.yaml", "reports", "runs")
-PARAMS: dict[str, Any] = {
-    **SMALL,
-    "workers": 1,
-    "experiments": {
-        "first": {
-            "T": [1, 4],
-            "one_cohort": True,
-            "settings": [{"objective": "vae"}, {"objective": "iwae", "K": 4}],
-        }
-    },
-    "scales": {
-        "small": {
-            **SMALL["scales"]["small"],
-            "toy": {"seed": 0, "samples": [1, 2, 4], "gradients": 16},
-            "experiments": {"first": {"datasets": ["mnist"], "layers": [1]}},
-        },
-    },
-}
 
 Damage = Callable[[Path], None]
-Numbers = dict[str, Any]
 
 
 def cut(path: Path) -> None:
@@ -77,89 +41,6 @@ def folder(path: Path) -> None:
 
 
 DAMAGES: dict[str, Damage] = {"cut": cut, "flipped": flip, "empty": empty, "a folder": folder}
-
-
-class Silent:
-    """In place of MLflow while runs train."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
-
-    def __getattr__(self, _: str) -> Callable[..., None]:
-        return lambda *_: None
-
-
-def call(main: Callable[[], None], *words: str) -> None:
-    before, sys.argv = sys.argv, ["stage", *words]
-    try:
-        main()
-    finally:
-        sys.argv = before
-
-
-def stage(main: Callable[[Paths], None], *words: str) -> None:
-    call(partial(main, HERE), *words)
-
-
-def run_all() -> None:
-    """What `dvc repro` and `make weights` do for a cohort, in this process; of its data what is named is done anew."""
-    grid.check_in_step(load_params(HERE.params), HERE.cohorts)
-    stage(train.main, COHORT)
-    stage(evaluate.main, COHORT)
-    stage(weights.main, "small")
-
-
-def numbers() -> Numbers:
-    """All that reports, MLflow and `make verify-results` are made from."""
-    found: Numbers = {}
-    for result in cohort_results(HERE.cohort_results(COHORT)):
-        shipped = read_weights(shipped_weights(result, HERE), result.spec.latent)
-        waypoints = [(own.steps, own.metrics) for own in result.waypoints]
-        found[result.spec.name] = (result.metrics, result.arrays["log_p_hat"].tolist(), waypoints, shipped.tolist())
-    found["toy"] = load_toy(HERE.results("small")).metrics
-    looked_at = opinions(HERE.results("small"))
-    found["ais"] = [(one["run"], one["digest"], one["summary"], one["images"]) for one in looked_at]
-    return found
-
-
-def provenance() -> list[dict[str, Any]]:
-    """How the runs were made. A run that is trained again has other times."""
-    return [result.training | result.evaluation for result in cohort_results(HERE.cohort_results(COHORT))]
-
-
-@pytest.fixture(scope="module")
-def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A labelled dataset of 500 and 100 images, whose files lie in a mirror, in place of MNIST."""
-    folder = tmp_path_factory.mktemp("mirror")
-    sums = mirror(folder)
-    files = tuple(
-        RawFile((Form(name, {"sha256": own}),), (Source("mirror", f"{NAME}/{name}.gz"),)) for name, own in sums.items()
-    )
-    with pytest.MonkeyPatch.context() as patch:
-        counts = {"train_images": TRAIN, "test_images": TEST, "train_images_burda": TRAIN}
-        small = replace(DATASETS["mnist"], **counts, variants=(Variant("IDX files", files),))
-        patch.setitem(DATASETS, "mnist", small)
-        patch.setattr(train, "LiveTracker", Silent)
-        patch.delenv("ELBO_STORE", raising=False)
-        patch.setenv("ELBO_LOCK_SECONDS", "0.5")
-        patch.setenv(MIRROR_VARIABLE, str(folder))
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(patched: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Numbers]:
-    """A project whose runs are trained, evaluated, shipped and looked at by AIS, and its numbers."""
-    root = tmp_path_factory.mktemp("finished")
-    (root / "params.yaml").write_text(yaml.safe_dump(PARAMS, sort_keys=False))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(root)
-        call(grid.main)
-        stage(download.main, "mnist")
-        stage(binarize.main, "mnist")
-        run_all()
-        stage(toy.main, "small")
-        stage(ais.main, *AIS)
-        return root, numbers() | {"provenance": provenance()}
 
 
 def files_of(root: Path) -> list[str]:

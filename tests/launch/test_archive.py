@@ -24,8 +24,8 @@ from pipeline.files import owner
 from pipeline.launch.archive import MANIFEST, pack, unpack
 from pipeline.paths import HERE
 from pipeline.records.run_folder import CHECKPOINT, Job, checkpoint_step
-from pipeline.records.sealed import _json_sha256
 from pipeline.records.store import cohort_lock, stored_jobs
+from pipeline.records.sums import json_sha256
 from pipeline.training.train import run_lock, train
 from pipeline.work.interruption import Interrupted
 from tests.conftest import make_images, make_run, write_dataset
@@ -182,7 +182,7 @@ def _other_run(files: dict[str, bytes]) -> None:
     name = next(name for name in files if name.endswith("waypoint-00000020/run.json"))
     run = json.loads(files[name])
     run["spec"]["seed"] = 9
-    run["sha256"] = _json_sha256(run)
+    run["sha256"] = json_sha256(run)
     files[name] = json.dumps(run).encode()
     _with_manifest(files, lambda m: m["files"].update({name: hashlib.sha256(files[name]).hexdigest()}))
 
@@ -253,7 +253,7 @@ def test_a_run_without_weights_is_not_taken() -> None:
         folder = f"{done.digest}/{done.finished.name}"
         run = json.loads(files[f"{folder}/run.json"])
         del run["files"]["weights.safetensors"], files[f"{folder}/weights.safetensors"]
-        run["sha256"] = _json_sha256(run)
+        run["sha256"] = json_sha256(run)
         files[f"{folder}/run.json"] = json.dumps(run).encode()
 
         def agree(manifest: dict[str, Any]) -> None:

@@ -410,6 +410,20 @@ def test_why_there_is_no_library(
     assert expected in why
 
 
+@needs_the_step
+@pytest.mark.parametrize("content", [b"", b"\x7fELF cut short"])
+def test_a_damaged_library_in_the_cache_is_built_again(
+    content: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(compiled_step, "build", lambda path, compiler: path)
+    path = compiled_step.library.__wrapped__()
+    assert isinstance(path, Path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    assert compiled_step.library.__wrapped__() == path
+
+
 CHECKED = {
     "vae": (ONE, "vae", 1, 1, CODE),
     "iwae": (ONE, "iwae", 1, 5, PAPER),
