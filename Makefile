@@ -99,7 +99,7 @@ lint: $(READY) ## ruff and mypy | a minute
 	ruff format --check
 	mypy
 
-grid: $(READY) ## write cohorts/ from params.yaml, as the others do first | a second
+grid: $(READY) ## write cohorts/ from params.yaml, as the others do first | seconds
 	@python -m pipeline.experiments
 	@python -m stages.unlock
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -37,13 +36,15 @@ def stack_of(runs: list[RunSpec], images: Tensor, engine: str = AUTO) -> Stack:
     return stack_for(runs, states, images, engine)
 
 
-def compiled_stack(case: Case, images: Tensor, precision: str = "float32") -> Stack:
+def compiled_stack(
+    case: Case, images: Tensor, precision: str = "float32", least_weight: float = compiled_step.LEAST_WEIGHT
+) -> Stack:
     """A run of the compiled step. Raises: NotImplementedError where it cannot be had."""
     run = run_spec(case, PROTOCOL, seed=0, precision=precision)
     why = why_not_compiled([run])
     if why is not None:
         raise NotImplementedError(why)
-    return CompiledStack([run], [initial_state(Job(run, "", Path(), None), images)], images)
+    return CompiledStack([run], [initial_state(Job(run, "", Path(), None), images)], images, least_weight)
 
 
 def updates(stack: Stack) -> Work:
@@ -77,8 +78,7 @@ def _by_default(case: Case, images: Tensor) -> Stack:
 
 def _all_rows(case: Case, images: Tensor) -> Stack:
     """With the backward pass of every sample, however small its weight."""
-    with patch.object(compiled_step, "LEAST_WEIGHT", 0.0):
-        return compiled_stack(case, images)
+    return compiled_stack(case, images, least_weight=0.0)
 
 
 DEFAULT = "ours"

@@ -15,21 +15,9 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import content_of, read_object
-from pipeline.paths import HERE
 
-COHORTS = HERE.cohorts
 INDEX = "index.json"
 WRITE_COHORTS = "run `python -m pipeline.experiments`, which writes it from params.yaml"
-
-
-def binarized(dataset: str) -> Path:
-    """Where the binarize stage puts a dataset, of the project in the current folder."""
-    return HERE.binarized(dataset)
-
-
-def results_folder(key: str) -> Path:
-    """Where the summaries of a cohort lie, of the project in the current folder."""
-    return HERE.cohort_results(key)
 
 
 def load_index(folder: Path) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ LOOPBACK = "127.0.0.1"
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's own; 0 keeps all of Ray to the loopback address, as it does by default on those systems."""
 CONNECT_SECONDS = 10.0
+TOKEN_FILE = Path(".ray", "auth_token")
+"""In the user's home: Ray writes it when a cluster is started within a process, and from then on asks for it."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,9 @@ def connected(address: str) -> Iterator[Any]:
     if address.partition(":")[0] in (LOCAL, LOOPBACK, "localhost"):
         # Read as Ray is imported; without it Ray takes the machine's outward address for the loopback one.
         os.environ.setdefault(LOOPBACK_VARIABLE, "0")
+    if address != LOCAL and token_is_kept(Path(os.path.expanduser("~")), os.environ):
+        # A cluster that was started after the token was made asks for it; one that was started before does not mind.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     ray = need_ray()
     shared = {"log_to_driver": False, "logging_level": "error"}
     try:
@@ -83,6 +89,12 @@ def connected(address: str) -> Iterator[Any]:
         ) from error
     finally:
         ray.shutdown()
+
+
+def token_is_kept(home: Path, environment: Mapping[str, str]) -> bool:
+    """Whether Ray finds a token to show to a cluster."""
+    named = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
+    return bool(named) or (home / TOKEN_FILE).exists()
 
 
 def check_reachable(address: str) -> None:

@@ -200,6 +200,7 @@ class _Model:
         scale: float = 1.0,
         estimator: _Estimator | None = None,
         rounding: Rounding | None = None,
+        least_weight: float = LEAST_WEIGHT,
     ) -> None:
         lib = library()
         assert isinstance(lib, ctypes.CDLL), lib
@@ -209,7 +210,7 @@ class _Model:
         words = rounding or Rounding()
         assert rounds_to_bfloat16() or words == Rounding()
         settings = _Settings(
-            *(*architecture, M, K, forward_only, scale, LEAST_WEIGHT),
+            *(*architecture, M, K, forward_only, scale, least_weight),
             *(words.forward, words.backward, estimator or _Estimator()),
         )
         self._handle = lib.model_new(ctypes.byref(settings))
@@ -235,8 +236,9 @@ class CompiledModel(_Model):
         scale: float,
         estimator: Coefficients,
         rounding: Rounding | None = None,
+        least_weight: float = LEAST_WEIGHT,
     ) -> None:
-        """`scale`: of every weight, 1 or, for the gradient of a batch's mean, 1 / 20.
+        """`scale`: of every weight, 1 or, for the gradient of a batch's mean, 1 / 20. `least_weight`: see LEAST_WEIGHT.
 
         Raises: MemoryError.
         """
@@ -246,7 +248,7 @@ class CompiledModel(_Model):
             estimator.power,
             estimator.greatest,
         )
-        super().__init__(latent, M, K, scale=scale, estimator=terms, rounding=rounding)
+        super().__init__(latent, M, K, scale=scale, estimator=terms, rounding=rounding, least_weight=least_weight)
 
     def put(self, name: str, row: Tensor) -> None:
         """Take over a row of `Parameters.flat` (`flat`) or of one of Adam's moments (`m`, `v`), [count] float32."""

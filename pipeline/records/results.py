@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 
 from pipeline.array_files import read_arrays, write_arrays
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import COHORTS
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.spec import CohortSpec, RunSpec, as_computed
 from pipeline.files import WRITE_AGAIN, content_of, read_object, write_json
+from pipeline.paths import HERE
 from pipeline.records.facts import EvaluationFacts, TrainingFacts
 from pipeline.records.status import Status
 from pipeline.records.sums import check_sums, read_sealed, sealed, write_sums
@@ -362,7 +362,7 @@ def told_apart(folder: Path, others: Sequence[str]) -> str:
     """A sentence on the results in `folder` that the grid does not ask for."""
     few = ", ".join(others[:NAMED_CELLS]) + (f" and {len(others) - NAMED_CELLS} more" if others[NAMED_CELLS:] else "")
     return (
-        f"{folder}: not in the grid of {COHORTS}/, so left out: {few};"
+        f"{folder}: not in the grid of {HERE.cohorts}/, so left out: {few};"
         " evaluate them again, or remove them: python -m stages.prune"
     )
 

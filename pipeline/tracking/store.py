@@ -13,6 +13,7 @@ from filelock import FileLock
 
 from pipeline.errors import UserError
 from pipeline.experiments.spec import RunSpec
+from pipeline.files import atomic_path, sweep
 from pipeline.tracking.labels import NOTE, SCALE, description, experiment_name, run_params
 from pipeline.tracking.view import saved_view, view_key
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 STORE = ".mlflow"
+DATABASE = "mlflow.db"
 VIEW_TAG = "mlflow.sharedViewState."
 METRICS_PER_CALL = 1000
 LOCK_SECONDS = 120
@@ -28,10 +30,23 @@ LOCK_SECONDS = 120
 
 def store_uri(root: Path) -> str:
     """The address of the store's database, in which a path's `?`, `#` and `%` are written as an address has them."""
+    return _uri(root / STORE / DATABASE)
+
+
+def _uri(path: Path) -> str:
     from sqlalchemy.engine import URL
 
-    path = (root / STORE / "mlflow.db").resolve()
-    return URL.create("sqlite", database=str(path)).render_as_string()
+    return URL.create("sqlite", database=str(path.resolve())).render_as_string()
+
+
+def _make_database(path: Path) -> None:
+    """Make the database whole or not at all: MLflow refuses for ever one whose making was killed half-way."""
+    from mlflow import MlflowClient
+
+    # SQLite's journal of one that was killed lies beside it.
+    sweep(path.parent, f".{path.name}.")
+    with atomic_path(path) as temporary:
+        MlflowClient(tracking_uri=_uri(temporary), registry_uri=_uri(temporary)).search_experiments()
 
 
 def one_line(error: BaseException) -> str:
@@ -56,6 +71,8 @@ def locked_store(root: Path) -> Iterator[MlflowClient]:
         folder.mkdir(parents=True, exist_ok=True)
         # MLflow's own creation of a database fails when two processes begin it at once.
         with FileLock(folder / "lock", timeout=LOCK_SECONDS):
+            if not (folder / DATABASE).exists():
+                _make_database(folder / DATABASE)
             client = MlflowClient(tracking_uri=store_uri(root), registry_uri=store_uri(root))
             _without_misread_folder(root)
             # MLflow makes an experiment "Default" in every new store.

@@ -54,13 +54,20 @@ class CompiledStack(Stack):
 
     engine = "compiled step"
 
-    def __init__(self, runs: list[RunSpec], states: list[RunState], images: Tensor) -> None:
+    def __init__(
+        self,
+        runs: list[RunSpec],
+        states: list[RunState],
+        images: Tensor,
+        least_weight: float = compiled_step.LEAST_WEIGHT,
+    ) -> None:
+        """`least_weight`: samples whose weights are all smaller are left out of the backward pass."""
         super().__init__(runs, states, images)
         self._is_behind = False
         self._images = images.contiguous()
         self._adam = AdamSchedule(runs, self.earlier, images.device)
         scales = image_weights(runs, self.buffers.flat).flatten().tolist()
-        self._models = [_model(run, scale) for run, scale in zip(runs, scales, strict=True)]
+        self._models = [_model(run, scale, least_weight) for run, scale in zip(runs, scales, strict=True)]
         self._orders = [Order(run) for run in runs]
         self.steps_between_checks = max(10, _SAMPLES_BETWEEN_CHECKS // max(run.T for run in runs))
         self._hand_over()
@@ -108,10 +115,10 @@ class CompiledStack(Stack):
         )
 
 
-def _model(run: RunSpec, scale: float) -> CompiledModel:
+def _model(run: RunSpec, scale: float, least_weight: float) -> CompiledModel:
     terms = coefficients(run.objective, run.parameter, run.M, run.K)
     assert terms is not None, run.objective
-    return CompiledModel(run.latent, run.M, run.K, scale, terms, _ROUNDING[run.precision])
+    return CompiledModel(run.latent, run.M, run.K, scale, terms, _ROUNDING[run.precision], least_weight)
 
 
 class Order:

@@ -46,7 +46,10 @@ class ProgressMeter:
         self._bar = _bar(total, label, unit) if sys.stderr.isatty() else None
 
     def skip(self, count: int, effort: float | None = None) -> None:
-        """Count work that was done before: it says nothing about the rate."""
+        """Count work that was done before: it says nothing about the rate, which is timed from the last such call that
+        comes before any work, since starting processes is none."""
+        if not self._done:
+            self._start = time.monotonic()
         self._position += count
         self._effort_position += count if effort is None else effort
         if self._bar is not None:

@@ -55,6 +55,89 @@ def start_method() -> str:
     return "fork" if sys.platform == "linux" and not torch.cuda.is_available() else "spawn"
 
 
+class _Crew:
+    """Processes that each take the next item of a list when they are done with one."""
+
+    def __init__(self, items: Sequence[Any], name: Callable[[Any], str]) -> None:
+        self._items, self._name = items, name
+        self.queue = list(range(len(items)))
+        """Items that nobody took yet, by index."""
+        self.failures: list[str] = []
+        self.stopped = False
+        self._processes: dict[Connection, Any] = {}
+        self._current: dict[Connection, int] = {}
+
+    def start(self, task: Task[Any], workers: int, threads: int) -> None:
+        """Start so many processes, and give each its first item."""
+        context: Any = multiprocessing.get_context(start_method())
+        for _ in range(min(workers, len(self._items))):
+            ours, theirs = context.Pipe()
+            arguments = (task, self._items, theirs, os.getpid(), threads)
+            process = context.Process(target=_work, args=arguments, daemon=False)
+            process.start()
+            theirs.close()
+            self._processes[ours] = process
+        for connection in list(self._processes):
+            self._assign(connection)
+
+    def attend(self, on_message: Callable[[int, Any], None]) -> None:
+        """Hear the processes, and hand on what they say, until the last has ended."""
+        while self._processes:
+            if interruption.stop_requested() and not self.stopped:
+                self._ask_to_stop()
+            for ready in wait(list(self._processes), timeout=0.5):
+                assert isinstance(ready, Connection)
+                self._hear(ready, on_message)
+
+    def _ask_to_stop(self) -> None:
+        self.stopped = True
+        for process in self._processes.values():
+            os.kill(process.pid, signal.SIGTERM)
+
+    def _hear(self, connection: Connection, on_message: Callable[[int, Any], None]) -> None:
+        """Take one message of a process."""
+        try:
+            kind, content = connection.recv()
+        except (EOFError, OSError):
+            self._lose(connection)
+            return
+        if kind == "message":
+            on_message(self._current[connection], content)
+            return
+        if kind == "stopped":
+            self.stopped = True
+            self._processes.pop(connection).join()
+            return
+        if kind == "failed":
+            self.failures.append(f"{self._name(self._items[self._current[connection]])}: {content}")
+        self._assign(connection)
+
+    def _assign(self, connection: Connection) -> None:
+        """Give a process the next item; where there is none, or all are to stop, have it end."""
+        self._current.pop(connection, None)
+        index = self.queue.pop(0) if self.queue and not self.stopped else None
+        if index is not None:
+            self._current[connection] = index
+        try:
+            connection.send(index)
+        except OSError:
+            self._lose(connection)
+            return
+        if index is None:
+            self._processes.pop(connection).join()
+
+    def _lose(self, connection: Connection) -> None:
+        """Record that a process ended without a word."""
+        process = self._processes.pop(connection)
+        process.join()
+        known = connection in self._current
+        what = self._name(self._items[self._current[connection]]) if known else "no item yet"
+        self.failures.append(
+            f"{what}: the process that worked on it ended with exit code {process.exitcode}"
+            " (killed, or out of memory); run the same command again to go on from its last checkpoint"
+        )
+
+
 def run_parallel(
     task: Task[Item],
     items: Sequence[Item],
@@ -72,70 +155,15 @@ def run_parallel(
 
     Raises: UserError with the messages of all items that failed; Stopped after SIGINT or SIGTERM.
     """
-    context: Any = multiprocessing.get_context(start_method())
-    queue = list(range(len(items)))
-    processes: dict[Connection, Any] = {}
-    current: dict[Connection, int] = {}
-    failures: list[str] = []
-    stopped = False
     interruption.listen()
-    for _ in range(min(workers, len(items))):
-        ours, theirs = context.Pipe()
-        process = context.Process(target=_work, args=(task, items, theirs, os.getpid(), threads), daemon=False)
-        process.start()
-        theirs.close()
-        processes[ours] = process
-
-    def assign(connection: Connection) -> None:
-        current.pop(connection, None)
-        index = queue.pop(0) if queue and not stopped else None
-        if index is not None:
-            current[connection] = index
-        try:
-            connection.send(index)
-        except OSError:
-            lost(connection)
-            return
-        if index is None:
-            processes.pop(connection).join()
-
-    def lost(connection: Connection) -> None:
-        process = processes.pop(connection)
-        process.join()
-        what = name(items[current[connection]]) if connection in current else "no item yet"
-        failures.append(
-            f"{what}: the process that worked on it ended with exit code {process.exitcode}"
-            " (killed, or out of memory); run the same command again to go on from its last checkpoint"
-        )
-
-    for connection in list(processes):
-        assign(connection)
+    crew = _Crew(items, name)
+    crew.start(task, workers, threads)
     started()
-    while processes:
-        if interruption.stop_requested() and not stopped:
-            stopped = True
-            for process in processes.values():
-                os.kill(process.pid, signal.SIGTERM)
-        for ready in wait(list(processes), timeout=0.5):
-            assert isinstance(ready, Connection)
-            try:
-                kind, content = ready.recv()
-            except (EOFError, OSError):
-                lost(ready)
-                continue
-            if kind == "message":
-                on_message(current[ready], content)
-                continue
-            if kind == "failed":
-                failures.append(f"{name(items[current[ready]])}: {content}")
-            if kind == "stopped":
-                stopped = True
-                processes.pop(ready).join()
-                continue
-            assign(ready)
-    if failures:
-        raise UserError("\n".join(failures))
-    if stopped:
+    crew.attend(on_message)
+    if crew.failures:
+        raise UserError("\n".join(crew.failures))
+    if crew.stopped:
         raise Stopped
-    if queue:
-        raise UserError(f"{len(queue)} of {len(items)} parts of the work were not reached; run the same command again")
+    if crew.queue:
+        left = f"{len(crew.queue)} of {len(items)} parts of the work were not reached"
+        raise UserError(f"{left}; run the same command again")

@@ -1,11 +1,10 @@
-"""What moves while DVC is at work or between two calls: DVC's lock tells the truth, and the report follows."""
+"""What moves while DVC is at work: its lock tells the truth."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,26 +14,10 @@ import yaml
 
 from tests.conftest import PATIENCE_SECONDS
 from tests.faults.test_kills import KEY, make_project, parameters
-from tests.project import environment, ran_stages, run, write_params
+from tests.project import environment, run, write_params
 from tests.test_new_dataset import NAME
 
 TRAIN = f"train@{KEY}"
-SHALLOWER = """
-import torch
-from pipeline.experiments.cohorts import load_cohorts, load_evaluation
-from pipeline.launch.cores import run
-from pipeline.launch.launcher import Project, cut
-from pipeline.paths import Paths
-from pipeline.work.machine import Machine
-
-paths = Paths()
-cohorts = load_cohorts(paths.cohorts)
-evaluations = {{key: load_evaluation(paths.cohorts, cohort) for key, cohort in cohorts.items()}}
-machine = Machine(torch.device("cpu"), 1, 30.0)
-project = Project(cohorts, evaluations, tuple(cohorts.values()), paths.store, machine, paths=paths)
-raise SystemExit(run(cut(project, {epochs}), None))
-"""
-"""The launcher's work on all runs, ended after so many epochs."""
 
 
 @pytest.fixture
@@ -46,8 +29,8 @@ def project(tmp_path: Path) -> tuple[Path, str]:
 
 
 def to_depth(**scale: Any) -> dict[str, Any]:
-    """The parameters with another depth."""
-    params = parameters()
+    """The parameters with another depth, and with few checkpoints, which nothing here needs."""
+    params = {**parameters(), "checkpoint_seconds": 30}
     params["scales"]["tiny"] = {**params["scales"]["tiny"], **scale}
     return params
 
@@ -63,7 +46,7 @@ def change_while_it_trains(folder: Path, command: list[str], there: Path) -> tup
         command, cwd=folder, env=environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     until = time.monotonic() + PATIENCE_SECONDS
-    while not list((folder / ".store").glob("*/checkpoint*")):
+    while not list((folder / ".store").glob("*/waypoint*")):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
         time.sleep(0.02)
@@ -78,10 +61,10 @@ def test_a_cohort_that_changed_while_it_was_trained_is_refused_and_not_locked(
 ) -> None:
     folder, _ = project
     there = tmp_path / "changed"
-    write_params(folder, to_depth(max_steps=20_010))
+    write_params(folder, to_depth(max_steps=3_010))
     shutil.copytree(folder / "cohorts", there / "cohorts")
     shutil.copy(folder / "params.yaml", there)
-    write_params(folder, to_depth(max_steps=20_000))
+    write_params(folder, to_depth(max_steps=3_000))
     status, output = change_while_it_trains(folder, ["dvc", "repro", TRAIN], there)
     assert status != 0, output
     assert f"error: cohorts/{KEY}.json changed while it was trained: run the same command again" in output
@@ -91,25 +74,4 @@ def test_a_cohort_that_changed_while_it_was_trained_is_refused_and_not_locked(
     assert f"{KEY}: 2 runs trained, 0 taken from the store" in output
     assert TRAIN in locked_stages(folder)
     for path in (folder / "runs" / KEY / "training").glob("*/run.json"):
-        assert json.loads(path.read_text())["steps"] == 20_010
-
-
-def test_the_report_follows_a_run_that_moved_on_its_way(project: tuple[Path, str]) -> None:
-    folder, _ = project
-    earlier = {"test_images": 4, "train_images": 0, "pruned_images": 0, "diagnostic_images": 0}
-    # The scale makes 13 epochs.
-    write_params(folder, to_depth(max_steps=None, stages=3, earlier=earlier))
-
-    def pages_after(epochs: int) -> tuple[set[str], str]:
-        run(folder, sys.executable, "-c", SHALLOWER.format(epochs=epochs))
-        output = run(folder, "dvc", "repro", "--single-item", "report@tiny").stdout
-        return ran_stages(output), (folder / "reports/tiny/README.md").read_text()
-
-    stages, page = pages_after(1)
-    assert stages == {"report@tiny"}
-    assert "0 of 2 runs finished, 2 on their way (after 1 of 13 epochs)" in page
-    stages, page = pages_after(4)
-    assert stages == {"report@tiny"}
-    assert "2 on their way (after 4 of 13 epochs)" in page
-    # And rests where nothing moved.
-    assert pages_after(4)[0] == set()
+        assert json.loads(path.read_text())["steps"] == 3_010

@@ -23,15 +23,7 @@ import torch
 from safetensors.numpy import load_file
 
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import (
-    COHORTS,
-    INDEX,
-    binarized,
-    load_cohorts,
-    load_evaluation,
-    load_order,
-    results_folder,
-)
+from pipeline.experiments.cohorts import INDEX, load_cohorts, load_evaluation, load_order
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import write_json
 from pipeline.launch import __main__ as launch
@@ -41,6 +33,7 @@ from pipeline.launch.cluster_nodes import LOOPBACK_VARIABLE
 from pipeline.launch.cluster_task import SCRATCH, Order
 from pipeline.launch.launcher import Project
 from pipeline.launch.launcher import run as run_launcher
+from pipeline.paths import HERE
 from pipeline.records.store import cohort_lock, store_folder
 from pipeline.work import interruption
 from pipeline.work.machine import Machine
@@ -67,11 +60,11 @@ LONG = f"{FIRST}/{make_run().name}"
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three cohorts, one continuing another, launched unbroken in a process of their own."""
     folder = tmp_path_factory.mktemp("project")
-    write_dataset(folder / binarized("mnist"), make_images())
+    write_dataset(folder / HERE.binarized("mnist"), make_images())
     for cohort in MADE:
-        write_json(folder / COHORTS / f"{cohort.key}.json", cohort.to_json())
+        write_json(folder / HERE.cohorts / f"{cohort.key}.json", cohort.to_json())
     evaluations = {"tiny": {cohort.experiment: asdict(EVALUATION) for cohort in MADE}}
-    write_json(folder / COHORTS / INDEX, {"order": [cohort.key for cohort in MADE], "evaluations": evaluations})
+    write_json(folder / HERE.cohorts / INDEX, {"order": [cohort.key for cohort in MADE], "evaluations": evaluations})
     shutil.copytree(folder, folder / "unbroken")
     done = start(folder / "unbroken", "--workers", "1")
     output, _ = done.communicate(timeout=PATIENCE_SECONDS)
@@ -96,9 +89,9 @@ def here(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Proj
         shutil.copytree(project / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("ELBO_STORE", raising=False)
-    cohorts = load_cohorts(COHORTS)
-    chosen = tuple(cohorts[key] for key in load_order(COHORTS))
-    evaluations = {key: load_evaluation(COHORTS, cohort) for key, cohort in cohorts.items()}
+    cohorts = load_cohorts(HERE.cohorts)
+    chosen = tuple(cohorts[key] for key in load_order(HERE.cohorts))
+    evaluations = {key: load_evaluation(HERE.cohorts, cohort) for key, cohort in cohorts.items()}
     return Project(cohorts, evaluations, chosen, store_folder(), Machine(torch.device("cpu"), 1, 0.05))
 
 
@@ -135,7 +128,7 @@ def go(project: Project, cluster: Any, epochs: Sequence[int] = ()) -> int:
 
 
 def numbers(folder: Path, cohort: str) -> dict[str, Any]:
-    results = folder / results_folder(cohort)
+    results = folder / HERE.cohort_results(cohort)
     arrays = dict(np.load(results / "arrays.npz"))
     kept = {name: array.tolist() for name, array in arrays.items() if not name.endswith("/seconds")}
     return {"metrics": json.loads((results / "metrics.json").read_text()), **kept}
@@ -146,7 +139,7 @@ def assert_same(folder: Path, project: Path, *keys: str) -> None:
     unbroken = project / "unbroken"
     for key in keys or [cohort.key for cohort in MADE]:
         assert numbers(folder, key) == numbers(unbroken, key)
-        for run in json.loads((unbroken / results_folder(key) / "runs.json").read_text()).values():
+        for run in json.loads((unbroken / HERE.cohort_results(key) / "runs.json").read_text()).values():
             expected = sorted((unbroken / ".store" / run["digest"]).glob("waypoint-*/*.safetensors"))
             assert {path.name for path in expected} == {"weights.safetensors", "optimizer.safetensors"}
             for path in expected:

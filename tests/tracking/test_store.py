@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.tracking.store import STORE
-from tests.conftest import PATIENCE_SECONDS
+from tests.conftest import PATIENCE_SECONDS, wait_for
 from tests.tracking.example import publish_all, two_cohorts
 
 
@@ -44,3 +44,19 @@ def test_two_processes_may_create_the_store_at_once(tmp_path: Path) -> None:
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0][0] == outputs[1][0]
     assert {errors for _, errors in outputs} == {""}
+
+
+def test_a_kill_while_the_store_is_made_leaves_nothing_that_mlflow_refuses(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from pipeline.tracking.store import locked_store\n"
+        "with locked_store(Path(sys.argv[1])): pass"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], text=True)
+    folder = tmp_path / STORE
+    # MLflow makes its tables one after the other, each in a transaction of its own.
+    wait_for(lambda: any(path.stat().st_size for path in folder.glob(".mlflow.db.*.part")), process)
+    process.kill()
+    process.wait()
+    assert not (folder / "mlflow.db").exists()
+    assert publish_all(tmp_path, two_cohorts()[:1]).created == 1
+    assert list(folder.glob(".mlflow.db*")) == []

@@ -151,3 +151,13 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs"), (1000, "1,000 runs")])
 def test_counts_read_as_words(count: int, text: str) -> None:
     assert counted(count, "run") == text
+
+
+def test_starting_processes_is_no_work(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten seconds pass before the work says its first word; then it makes 100 updates a second."""
+    meter = ProgressMeter("x", 2_000, "update")
+    clock.now += 10
+    meter.skip(0)
+    clock.now += 1
+    meter.advance(100)
+    assert lines(capsys) == ["x: 100 of 2,000 updates, 100/s; 0:19 left"]

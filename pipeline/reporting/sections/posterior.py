@@ -487,10 +487,11 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         if (values := run_images(run, metric)) is not None and len(values)
     ]
     data = pd.DataFrame(records)
+    measures = {metric: own for metric, own in MEASURES.items() if metric in set(data["metric"])}
     styles = {"VAE k = 1": ("vae", "o"), "IWAE k = 5": ("iwae", "s"), "IWAE k = 50": ("iwae", "P")}
     with open_canvas(name, 10, 1.3 + 0.62 * len(groups)) as canvas:
-        axes = canvas.subplots(1, len(MEASURES), sharey=True)
-        for ax, (metric, (label, shown)) in zip(axes, MEASURES.items(), strict=True):
+        axes = canvas.subplots(1, len(measures), sharey=True, squeeze=False)[0]
+        for ax, (metric, (label, shown)) in zip(axes, measures.items(), strict=True):
             for model, (objective, marker) in styles.items():
                 own = data[(data["metric"] == metric) & (data["model"] == model)]
                 if model not in set(data["model"]):
@@ -505,7 +506,7 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
             ax.set_xlim(0, 1.03 * ax.get_xlim()[1])
         axes[0].set_yticks(range(len(groups)), list(groups))
         axes[0].set_ylim(len(groups) - 0.5, -0.5)
-        axes[2].legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        axes[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5))
         caption = (
             "Further right: a wider q, samples that decode to more different images, more changed digits.\n"
             "Left: standard deviation of q(h1|x), geometric mean over active units and test images. Middle: standard "
