@@ -70,6 +70,14 @@ def test_convergence_against_wall_time(make: Make) -> None:
         assert f"{unit} of training" in drawn(convergence_in_time(runs, "mnist")).svg
 
 
+def test_a_run_that_ended_before_its_clock_moved_has_no_curve(make: Make) -> None:
+    """Its seconds are all written as 0.0; where no other run is there, the figure is missing."""
+    quick, other = make("vae"), make("iwae", 1, 50)
+    quick.arrays["history/seconds"] = 0 * quick.arrays["history/seconds"]
+    assert set(drawn(convergence_in_time([quick, other], "mnist")).data["run"]) == {other.spec.name}
+    assert isinstance(convergence_in_time([quick], "mnist"), MissingFigure)
+
+
 def test_without_their_runs_figures_say_what_they_need(make: Make) -> None:
     bare = make()
     del bare.metrics["train_nll"]

@@ -258,12 +258,14 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     name = "convergence_time_rainforth" if sweep else f"convergence_time_{dataset}"
     title = f"What does a bound cost in time? {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
     experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
-    runs = first_seeds(results, experiments, dataset, "history/seconds")
+    every = first_seeds(results, experiments, dataset, "history/seconds")
+    # A run that was over before its clock showed anything has no point to draw.
+    curves = {run.cell: curve for run in every if np.isfinite((curve := _time_curve(run))["iwae"]).any()}
+    runs = [run for run in every if run.cell in curves]
     if not runs:
         wanted = "rainforth-table1" if sweep else "Burda's setting"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
     depths = sorted({run.spec.layers for run in runs})
-    curves = {run.cell: _time_curve(run) for run in runs}
     longest = max(float(curve["seconds"].max()) for curve in curves.values())
     units = {"hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
     unit = next((unit for unit, seconds in units.items() if longest >= 2 * seconds), "seconds")
