@@ -159,7 +159,7 @@ def test_a_deeper_scale_trains_the_rest_alone(project: Path) -> None:
     params["scales"]["tiny"]["experiments"]["burda-table3"]["max_steps"] = 50
     write_params(project, params)
     output = run(project, "dvc", "repro", f"evaluate@tiny/{cohort}").stdout
-    assert ran_stages(output) - {"check"} == {f"train@tiny/{cohort}", f"evaluate@tiny/{cohort}"}
+    assert ran_stages(output) == {"check", f"train@tiny/{cohort}", f"evaluate@tiny/{cohort}"}
     provenance = json.loads((project / f"reports/tiny/results/{cohort}/provenance.json").read_text())
     stretches = provenance[name]["training"]["stretches"]
     # Two calls of one command on one machine may be one stretch; no update was made twice.

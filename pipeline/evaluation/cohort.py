@@ -25,7 +25,7 @@ from pipeline.evaluation.evaluate import (
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec
 from pipeline.files import set_aside
-from pipeline.records.facts import EvaluationFacts
+from pipeline.records.facts import EvaluationFacts, Origin
 from pipeline.records.results import WAYPOINT_ARRAYS, RunResult, Waypoint
 from pipeline.records.run_folder import (
     HISTORY,
@@ -169,7 +169,7 @@ def _evaluate(
     data: Path,
     store: Path,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
 ) -> None:
     def check() -> None:
         if stop_requested():
@@ -191,7 +191,7 @@ def evaluate_here(
     data: Path,
     store: Path,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> None:
     """As `evaluate_cohort`, in this process.
@@ -216,7 +216,7 @@ def evaluate_cohort(
     data: Path,
     store: Path,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
     on_run: Callable[[str], None],
 ) -> None:
     """Evaluate the waypoints that are not in the store yet. `on_run(name of the run)` is called as each one ends.

@@ -34,7 +34,7 @@ from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
 from pipeline.files import atomic_path, disk_error, sha256_file
 from pipeline.models.networks import Parameters
-from pipeline.records.facts import EvaluationFacts
+from pipeline.records.facts import EvaluationFacts, Origin
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
 from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
@@ -346,7 +346,7 @@ def evaluate_run(
     return Evaluation(content["digest"], content["steps"], measured, cast(EvaluationFacts, how))
 
 
-def save_evaluation(target: Path, evaluation: Evaluation, facts: dict[str, Any]) -> None:
+def save_evaluation(target: Path, evaluation: Evaluation, facts: Origin) -> None:
     """Write `<target>.npz` and `<target>.json`; the JSON comes last. `facts`: revision and command, for the record."""
     path = target.with_suffix(".npz")
     with atomic_path(path) as temporary, temporary.open("wb") as stream:

@@ -63,6 +63,7 @@ from pipeline.launch.plan import (
     standing,
     unit_name,
 )
+from pipeline.records.facts import Origin
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.run_folder import Job
 from pipeline.records.store import Busy, cohort_lock, continued_run
@@ -126,7 +127,7 @@ class Driver:
     """The same, cut to what all are taken to first, to next, ..., and last in whole."""
     ray: Any
     nodes: list[Node]
-    facts: dict[str, Any]
+    facts: Origin
     home: Any = None
     locks: ExitStack = field(default_factory=ExitStack)
     locked: set[str] = field(default_factory=set)

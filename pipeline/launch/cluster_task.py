@@ -32,6 +32,7 @@ from pipeline.launch.archive import carried_jobs, unpack, write_archive
 from pipeline.launch.launcher import Project, work_on
 from pipeline.launch.measure import Speeds, measure, out_of_memory
 from pipeline.paths import Paths
+from pipeline.records.facts import Origin
 from pipeline.records.run_folder import PART, WAYPOINT
 from pipeline.training.train import Progress
 from pipeline.work import interruption
@@ -85,7 +86,7 @@ class Order:
     device: str
     checkpoint_seconds: float
     engine: str
-    facts: dict[str, Any]
+    facts: Origin
     version: str
 
     def machine(self) -> Machine:

@@ -13,12 +13,11 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.data.datasets import verified_dataset
+from pipeline.data.datasets import DatasetFacts, verified_dataset
 from pipeline.errors import UserError
 from pipeline.evaluation.cohort import evaluate_here, evaluation_at, waypoint_run
 from pipeline.experiments.spec import CohortSpec, RunSpec
@@ -38,11 +37,12 @@ from pipeline.launch.plan import (
     run_named,
     run_shape,
 )
+from pipeline.records.facts import Given, Origin
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.run_folder import Job, is_whole, read_run
 from pipeline.records.status import FINISHED
 from pipeline.training.cohort import relative_cost
-from pipeline.training.train import DATA, Progress, run_lock, train
+from pipeline.training.train import Progress, run_lock, train
 from pipeline.work import interruption
 from pipeline.work.cohort import Pace
 from pipeline.work.console import clock, counted
@@ -111,7 +111,7 @@ class _Worker:
 
     project: Project
     pieces: list[Piece]
-    facts: dict[str, Any]
+    facts: Origin
     send: Callable[[News], None]
     closed: set[int] = field(default_factory=set)
     """Pieces of which nothing is left, or which failed here."""
@@ -119,7 +119,7 @@ class _Worker:
     """When the time is over (monotonic seconds)."""
     worked: bool = False
     jobs: dict[int, Job] = field(default_factory=dict)
-    images: dict[str, tuple[Tensor, Any]] = field(default_factory=dict)
+    images: dict[str, tuple[Tensor, DatasetFacts]] = field(default_factory=dict)
     """By dataset: the training images, and the whole of dataset.json."""
 
     def serve(self) -> None:
@@ -231,16 +231,16 @@ class _Worker:
             if pace.rate is not None and pace.seconds >= PACE_SECONDS:
                 remember(self.project.store, CORE, run_shape(job.spec), pace.rate)
 
-    def data_of(self, dataset: str) -> tuple[Tensor, dict[str, Any]]:
+    def data_of(self, dataset: str) -> tuple[Tensor, Given]:
         """The training images, verified once a process, and what run.json tells."""
         if dataset not in self.images:
             found = verified_dataset(self.project.paths.binarized(dataset))
             self.images[dataset] = torch.from_numpy(found.train_images), found.info
         images, info = self.images[dataset]
-        return images, {**self.facts, DATA: info}
+        return images, {**self.facts, "data": info, "workers": self.project.machine.workers}
 
 
-def work_here(project: Project, facts: dict[str, Any], send: Callable[[News], None]) -> None:
+def work_here(project: Project, facts: Origin, send: Callable[[News], None]) -> None:
     """Train and evaluate the chosen runs one after the other in this process.
 
     Raises: UserError naming each run that failed and why; Interrupted when asked to stop.
@@ -264,7 +264,7 @@ def _serve(
     *,
     project: Project,
     plan: list[Piece],
-    facts: dict[str, Any],
+    facts: Origin,
     until: float | None,
 ) -> None:
     _Worker(project, plan, facts, send, until=until).serve()

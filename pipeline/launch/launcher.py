@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
@@ -35,6 +34,7 @@ from pipeline.launch.plan import (
     training_shape,
 )
 from pipeline.paths import HERE, Paths
+from pipeline.records.facts import Origin
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.results import METRICS
 from pipeline.records.run_folder import Job
@@ -211,7 +211,7 @@ def work_on(
     project: Project,
     cohort: CohortSpec,
     until: float | None,
-    facts: dict[str, Any] | None = None,
+    facts: Origin | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
     on_evaluated: Callable[[str], None] = lambda name: None,
 ) -> bool:

@@ -11,11 +11,16 @@ from typing import TypedDict
 from pipeline.data.datasets import DatasetFacts
 
 
-class Made(TypedDict, total=False):
-    """What made a number."""
+class Origin(TypedDict, total=False):
+    """Which code made a number, and how it was called."""
 
     git_revision: str | None
     command: str
+
+
+class Made(Origin, total=False):
+    """What made a number."""
+
     device: str
     """The processor's or graphics card's name."""
     torch: str
@@ -37,6 +42,14 @@ class Conditions(Made, total=False):
     """Runs that trained together, which `wall_s` is the time of."""
     threads: int
     python: str
+
+
+class Given(Origin, total=False):
+    """What the caller of a training tells of it, for run.json."""
+
+    workers: int
+    data: DatasetFacts
+    """The whole of dataset.json."""
 
 
 _Ends = TypedDict("_Ends", {"from": int, "to": int}, total=False)

@@ -7,9 +7,9 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from pipeline.paths import HERE, Paths
+from pipeline.records.facts import Origin
 
 LAUNCHER = "pipeline.launch"
 REVISION_FILE = "REVISION"
@@ -50,6 +50,6 @@ def this_command(module: str) -> str:
     return shlex.join(["python", "-m", module, *sys.argv[1:]])
 
 
-def origin(module: str, paths: Paths = HERE) -> dict[str, Any]:
+def origin(module: str, paths: Paths = HERE) -> Origin:
     """What every committed number names beside its digest."""
     return {"git_revision": code_revision(paths.root), "command": this_command(module)}

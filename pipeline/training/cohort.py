@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from pipeline.data.datasets import load_dataset, verified_dataset
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.objectives import check_estimator
+from pipeline.records.facts import Given
 from pipeline.records.run_folder import Job
 from pipeline.training.engines import stack_for
 from pipeline.training.train import Progress, initial_state, train
@@ -51,11 +51,10 @@ def _train_stack(
     *,
     data: Path,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Given,
     wait_seconds: float,
 ) -> None:
     images = device_images(data, machine.device)
-    facts = {**facts, "stacked": len(jobs)}
     train(jobs, images, facts, send, stop_requested, machine.checkpoint_seconds, machine.engine, wait_seconds)
 
 
@@ -63,7 +62,7 @@ def train_jobs(
     jobs: list[Job],
     data: Path,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Given,
     on_progress: Callable[[Progress], None],
     started: Callable[[], None],
     wait_seconds: float = 0.0,

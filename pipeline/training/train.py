@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from pipeline.experiments.choices import AUTO
 from pipeline.experiments.schedule import history_steps
 from pipeline.models.gradient import estimator_key
 from pipeline.models.networks import initial_weights
-from pipeline.records.facts import Conditions, Stretch, TrainingFacts
+from pipeline.records.facts import Conditions, Given, Stretch, TrainingFacts
 from pipeline.records.run_folder import (
     HISTORY_COLUMNS,
     Job,
@@ -42,8 +42,6 @@ from pipeline.training.stack import Stack
 from pipeline.work.interruption import Interrupted
 from pipeline.work.locks import Busy, locked
 
-DATA = "data"
-"""The fact that is the whole of dataset.json: kept once a run, not once a stretch."""
 REPORT_SECONDS = 2.0
 """How often runs tell how far they are between two points of their curves, which lie far apart late in training."""
 
@@ -71,7 +69,7 @@ def initial_state(job: Job, images: Tensor) -> RunState:
 def train(
     jobs: list[Job],
     images: Tensor,
-    facts: dict[str, Any],
+    facts: Given,
     report: Callable[[Progress], None],
     stop: Callable[[], bool],
     checkpoint_seconds: float,
@@ -94,7 +92,7 @@ def train(
         for job in claimed:
             state = stored_state(job) or initial_state(job, images)
             state.started = state.started or _now()
-            _begin_stretch(state, _conditions(facts, images.device))
+            _begin_stretch(state, _conditions(facts, len(claimed), images.device))
             states[job.digest] = state
             report(Progress(job.spec.name, state.step, list(state.history)))
         while waiting := [job for job in claimed if job.digest in states]:
@@ -103,7 +101,7 @@ def train(
             stack = stack_for([job.spec for job in group], together, images, engine)
             for state in together:
                 state.stretches[-1]["engine"] = stack.engine
-            _Lockstep(stack, group, together, facts.get(DATA), report, stop, checkpoint_seconds).advance_to(until)
+            _Lockstep(stack, group, together, facts.get("data"), report, stop, checkpoint_seconds).advance_to(until)
             for job in group:
                 if states[job.digest].step == job.spec.total_steps:
                     del states[job.digest]
@@ -239,15 +237,16 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _conditions(facts: dict[str, Any], device: torch.device) -> Conditions:
-    """`facts`: what the caller tells of them, and the data, which is no condition."""
-    machine = {
+def _conditions(facts: Given, stacked: int, device: torch.device) -> Conditions:
+    """`facts`: what the caller tells of them, and the data, which is kept once a run, not once a stretch."""
+    measured = {
+        "stacked": stacked,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-    return cast(Conditions, {**{key: value for key, value in facts.items() if key != DATA}, **machine})
+    return cast(Conditions, {**{key: value for key, value in facts.items() if key != "data"}, **measured})
 
 
 def _begin_stretch(state: RunState, conditions: Conditions) -> None:

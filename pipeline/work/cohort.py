@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.evaluation.cohort import (
@@ -22,6 +21,7 @@ from pipeline.evaluation.cohort import (
 )
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.paths import Paths
+from pipeline.records.facts import Given, Origin
 from pipeline.records.results import save_results
 from pipeline.records.run_folder import HISTORY_COLUMNS, RUN_JSON, Job, read_run
 from pipeline.records.status import FINISHED
@@ -85,7 +85,7 @@ def train_waiting(
     cohort: CohortSpec,
     jobs: list[Job],
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
     pace: Pace,
     paths: Paths,
     on_progress: Callable[[Progress], None] = lambda progress: None,
@@ -120,7 +120,7 @@ def train_waiting(
         on_progress(progress)
 
     data = paths.binarized(cohort.dataset)
-    recorded = {**facts, "data": load_dataset(data).info, "workers": machine.workers}
+    recorded: Given = {**facts, "data": load_dataset(data).info, "workers": machine.workers}
     try:
         train_jobs(jobs, data, machine, recorded, note, started, wait_seconds)
     finally:
@@ -133,7 +133,7 @@ def evaluate_waiting(
     store: Path,
     paths: Paths,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> int:
     """Evaluate what the store does not hold yet of runs and their earlier waypoints, and write the cohort's results;
@@ -155,7 +155,7 @@ def evaluate_waypoints(
     store: Path,
     paths: Paths,
     machine: Machine,
-    facts: dict[str, Any],
+    facts: Origin,
     on_run: Callable[[str], None] = lambda name: None,
 ) -> int:
     """Evaluate what the store does not hold yet of a cohort's waypoints; returns how many evaluations were made.

@@ -91,7 +91,17 @@ def test_words_for_decisions(make: Make) -> None:
     assert decided(HOLDS, HOLDS_ASSUMED) == ["Yes", "2 hold of 2 claims", HOLDS]
     assert decided(FAILS, FAILS) == ["No", "2 do not hold of 2 claims", FAILS]
     assert decided(HOLDS, FAILS, UNDECIDED)[:2] == ["In part", "1 holds, 1 does not hold, 1 undecided of 3 claims"]
+    assert decided(HOLDS, UNDECIDED, UNDECIDED)[0] == "Yes in 1 of 3"
+    assert decided(FAILS, FAILS, UNDECIDED)[0] == "No in 2 of 3"
     assert decided(UNDECIDED) == ["Undecided", "1 undecided of 1 claims", UNDECIDED]
+
+
+def test_more_samples_are_answered_for_each_objective_alone(make: Make) -> None:
+    """IWAE's gain says nothing about VAE's, so runs of IWAE alone leave VAE open."""
+    runs = burda(make, "paper")
+    iwae_alone = [run for run in runs if (run.spec.objective, run.spec.T) != ("vae", 50)]
+    assert cards(report(runs, "paper"))[1].answer == "Yes, so far"
+    assert cards(report(iwae_alone, "paper"))[1].answer == "Help IWAE: yes, so far; hardly help VAE: not run"
 
 
 def test_the_best_m() -> None:

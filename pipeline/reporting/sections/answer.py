@@ -82,12 +82,16 @@ def plain(decision: str) -> str:
 
 
 def short_answer(claims: Sequence[ClaimResult], signs: Sequence[bool]) -> str:
-    """Yes or no by decisions where there are some; by the signs of the effects where nothing is decided."""
+    """Yes or no by decisions where there are some; by the signs of the effects where nothing is decided.
+
+    A yes or no that only a part of the claims that have runs bears out says how many: `Yes in 1 of 3`.
+    """
     counts = Counter(plain(claim.decision) for claim in claims)
-    decided = counts[HOLDS] + counts[FAILS]
+    decided, run = counts[HOLDS] + counts[FAILS], len(known(claims))
     if decided:
         said = "Yes" if not counts[FAILS] else "No" if not counts[HOLDS] else "In part"
-        return said if len(known(claims)) == len(claims) else f"{said}, so far"
+        said += f" in {decided} of {run}" if counts[UNDECIDED] and said != "In part" else ""
+        return said if run == len(claims) else f"{said}, so far"
     if counts[UNDECIDED]:
         return "Undecided"
     if not signs:
@@ -175,10 +179,10 @@ def gains(report: Report, objective: str) -> list[Gain]:
 
 
 def samples(report: Report) -> Card:
-    claims = of_family(report, SAMPLES_HELP, SAMPLES_HARDLY_HELP)
+    help_iwae, hardly_help_vae = of_family(report, SAMPLES_HELP), of_family(report, SAMPLES_HARDLY_HELP)
+    claims = help_iwae + hardly_help_vae
     rows: list[tuple[str, tuple[Mark, ...]]] = []
     said: dict[str, list[str]] = {HERE: [], PAPER: []}
-    signs: list[bool] = []
     for objective in ("iwae", "vae"):
         all_gains = gains(report, objective)
         run = [gain for gain in all_gains if gain.ours is not None]
@@ -191,18 +195,19 @@ def samples(report: Report) -> Card:
         for where, values in ((HERE, ours), (PAPER, paper)):
             if values:
                 said[where].append(f"{name} {span(values)}")
-        if objective == "iwae":
-            signs = [value > 0 for value in ours]
     both = {where: " and ".join(parts) for where, parts in said.items()}
     sentence = f"in the paper {both[PAPER]} nats."
     if both[HERE]:
         sentence = f"from 1 to 50 samples {both[HERE]} nats here; {sentence}"
     else:
         sentence = f"from 1 to 50 samples {sentence}"
-    answer = short_answer(claims, signs)
+    iwae, vae = (
+        short_answer(family, [effect.value > 0 for _, effect in known(family)])
+        for family in (help_iwae, hardly_help_vae)
+    )
     return Card(
         "Do more samples help?",
-        answer.replace("Yes", "IWAE, yes; VAE hardly"),
+        iwae if iwae == vae else f"Help IWAE: {iwae.lower()}; hardly help VAE: {vae.lower()}",
         f"Gain {sentence}",
         Strip(tuple(rows), "gain in log p̂ from k = 1 to 50, nats"),
         *chip(report, claims),
