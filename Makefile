@@ -31,7 +31,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 # A fresh clone has the results of the last commit; it evaluates what it trains all the same.
-repro: grid ## the quick scale end to end: data, training, evaluation, report, MLflow | 10 minutes on 2 cores
+repro: grid ## the quick scale end to end: data, training, evaluation, report, MLflow | ~ 10 minutes on 2 cores
 	@[ -d "$${ELBO_STORE:-.store}" ] || rm -f reports/quick/results/*/metrics.json
 	dvc repro check report@quick track@quick
 	@python -m stages.weights quick
@@ -58,7 +58,7 @@ endif
 	@python -m stages.docs
 	@python -m stages.news overnight
 
-paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | ~ days of a CPU; for a GPU
+paper: grid ## the papers' schedule; goes on where it stopped (docs/gpu.md) | ~ months of 2 cores; for a GPU
 ifdef RAY
 	@$(RAY_READY)
 	dvc repro binarize
@@ -70,7 +70,7 @@ endif
 	@python -m stages.news paper
 
 # From the summaries in git, without data, training or cache.
-report: grid ## rebuild the report of SCALE=quick from the results in git: no training | about a minute
+report: grid ## rebuild the report of SCALE=quick from the results in git: no training | ~ a minute
 	dvc repro --single-item report@$(SCALE)
 	@python -m stages.docs
 	@echo "read reports/$(SCALE)/index.html"
@@ -91,10 +91,10 @@ IMAGES ?= 100
 verify-results: $(READY) ## recompute the NLL of a committed CELL from its shipped weights | ~ a minute
 	@python -m stages.verify $(CELL) --images $(IMAGES)
 
-test: lint ## lint, then all tests | ~ ten minutes or more on 2 cores
+test: lint ## lint, then all tests | 17 minutes on 2 cores
 	pytest -n 2 --dist loadfile
 
-lint: $(READY) ## ruff and mypy | a minute
+lint: $(READY) ## ruff and mypy | ~ a minute
 	ruff check
 	ruff format --check
 	mypy
@@ -103,4 +103,4 @@ grid: $(READY) ## write cohorts/ from params.yaml, as the others do first | seco
 	@python -m pipeline.experiments
 	@python -m stages.unlock
 
-setup: $(READY) ## the environment in .venv, which every other command makes too | ~ some minutes, 2 GB
+setup: $(READY) ## the environment in .venv, which every other command makes too | 2 minutes, 2 GB

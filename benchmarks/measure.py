@@ -1,8 +1,9 @@
 """Timing work by the clock and by the processor's time, in this process or in one that waits to be told to measure.
 
-    python -P benchmarks/measure.py MODULE:FUNCTION
+    python -P benchmarks/measure.py MODULE:FUNCTION [NUMBER]
 
-serves measurements of the work that `FUNCTION(case)` makes; MODULE is a module's name or a file. The project is
+serves measurements of the work that `FUNCTION(case)` makes; MODULE is a module's name or a file. Where the system can
+do so, the process keeps to one core: the first that it may use, or that many further on. The project is
 imported by that alone, so that another revision's checkout, first on PYTHONPATH, can be measured by this one's clock.
 """
 
@@ -100,11 +101,12 @@ class Contestants:
         """`entry`: `module:function`, with `function(case) -> Work`; what `case` is, is between it and the caller."""
         self._command = [sys.executable, "-P", __file__, entry]
         self._environment = {**os.environ, **environment}
-        self._processes = [self._started() for _ in range(processes)]
+        self._processes = [self._started(number) for number in range(processes)]
 
-    def _started(self) -> subprocess.Popen[str]:
+    def _started(self, number: int) -> subprocess.Popen[str]:
+        command = [*self._command, str(number)]
         return subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self._environment
         )
 
     def rate(self, case: Any, seconds: float) -> Rate:
@@ -113,7 +115,10 @@ class Contestants:
 
         Raises: Failed with what the work raised.
         """
-        self._processes = [process if process.poll() is None else self._started() for process in self._processes]
+        self._processes = [
+            process if process.poll() is None else self._started(number)
+            for number, process in enumerate(self._processes)
+        ]
         for process in self._processes:
             assert process.stdin is not None
             # Where the process has ended meanwhile, `_answer` says so.
@@ -147,6 +152,13 @@ def _function(module: str, name: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def _keep_to_core(number: int) -> None:
+    """XLA starts a thread for each core that a process may use, whatever its flags say, and loses by it."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[number % len(cores)]})
+
+
 def serve(entry: str) -> None:
     """Answer each line `[case, seconds]` on stdin with a line of JSON on stdout; keep what was built for a case.
 
@@ -176,4 +188,5 @@ def serve(entry: str) -> None:
 
 
 if __name__ == "__main__":
+    _keep_to_core(int(sys.argv[2]) if len(sys.argv) > 2 else 0)
     serve(sys.argv[1])
