@@ -4,7 +4,8 @@
     python -m stages.ais paper
 
 The second form takes VAE k = 1 and IWAE k = 50 of Burda's Table 1 at every dataset and depth of a scale, as far as they
-are trained and were not done before: is "IWAE beats VAE" about decoders or about proposals?
+are trained and were not done before: is "IWAE beats VAE" about decoders or about proposals? A run that was not trained
+on this machine is looked at by its shipped weights.
 
 Optional: no other stage asks for it. Says what it will take, then writes
 `reports/<scale>/results/<cohort>/ais-<run>.json`, which the report shows.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,7 +31,9 @@ from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.files import content_of, write_json
 from pipeline.paths import Paths
 from pipeline.published import Setting
+from pipeline.records.results import load_result
 from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_run, read_weights
+from pipeline.records.shipped import shipped_cells, shipped_weights
 from pipeline.records.status import Status
 from pipeline.records.store import training_folder
 from pipeline.records.sums import read_sealed, sealed
@@ -92,6 +96,32 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     return found
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished run's weights, as it was specified when it was trained."""
+
+    spec: RunSpec
+    digest: str
+    weights: Path
+
+
+def trained(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Trained | None:
+    """From `runs/`, else from the weights that are shipped with the reports; None where it is in neither.
+
+    Raises: UserError when it diverged, or when its files are not what was written.
+    """
+    folder = training_folder(paths.runs, cohort.key) / run.name
+    if (folder / RUN_JSON).exists():
+        content = read_run(folder)
+        if not Status.of(content["status"]).is_finished:
+            raise UserError(f"{cohort.key}/{run.name} {content['status']}; its likelihood means nothing")
+        return Trained(RunSpec.from_json(content["spec"]), content["digest"], folder / WEIGHTS)
+    if f"{cohort.key}/{run.name}" in shipped_cells(paths):
+        result = load_result(paths.cohort_results(cohort.key), run.name)
+        return Trained(result.spec, result.digest, shipped_weights(result, paths))
+    return None
+
+
 def target_of(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Path:
     return paths.cohort_results(cohort.key) / f"ais-{run.name}.json"
 
@@ -111,29 +141,30 @@ def main(paths: Paths) -> None:
     device = resolve_device(params.device)
     keep_freed_memory()
     if asked.run is not None:
-        second_opinion_of(*chosen(asked.cohort, asked.run, paths), asked, params, device, paths)
+        cohort, run = chosen(asked.cohort, asked.run, paths)
+        found = trained(cohort, run, paths)
+        if found is None:
+            advice = f"run `dvc repro evaluate@{cohort.key}`"
+            raise UserError(f"{cohort.key}/{run.name}: not trained yet, and its weights are not shipped; {advice}")
+        second_opinion_of(found, cohort, asked, params, device, paths)
         return
     how = {"images": asked.images, "transitions": asked.steps, "chains": asked.chains, "seed": asked.seed}
     for cohort, run in pairs_of(asked.cohort, paths):
-        folder, target = training_folder(paths.runs, cohort.key) / run.name, target_of(cohort, run, paths)
-        if not (folder / RUN_JSON).exists():
+        found, target = trained(cohort, run, paths), target_of(cohort, run, paths)
+        if found is None:
             print(f"{cohort.key}/{run.name}: not trained yet; left out", flush=True)
-        elif is_done(target, read_run(folder)["digest"], how):
+        elif is_done(target, found.digest, how):
             print(f"{cohort.key}/{run.name}: done before -> {target}", flush=True)
         else:
-            second_opinion_of(cohort, run, asked, params, device, paths)
+            second_opinion_of(found, cohort, asked, params, device, paths)
 
 
 def second_opinion_of(
-    cohort: CohortSpec, run: RunSpec, asked: argparse.Namespace, params: Params, device: torch.device, paths: Paths
+    found: Trained, cohort: CohortSpec, asked: argparse.Namespace, params: Params, device: torch.device, paths: Paths
 ) -> None:
-    """Check one trained run and write what was found. Raises: UserError when it is not there or diverged."""
-    folder = training_folder(paths.runs, cohort.key) / run.name
-    content = read_run(folder)
-    if not Status.of(content["status"]).is_finished:
-        raise UserError(f"{cohort.key}/{run.name} {content['status']}; its likelihood means nothing")
-    run = RunSpec.from_json(content["spec"])
-    flat = read_weights(folder / WEIGHTS, run.latent, content["digest"]).to(device)
+    """Check one trained run and write what was found."""
+    run = found.spec
+    flat = read_weights(found.weights, run.latent, found.digest).to(device)
     bits = load_dataset(paths.binarized(run.dataset)).test_bits
     test = Images.of(bits, evenly_spaced(len(bits), asked.images), device)
     samples = params.scales[cohort.scale].evaluation.num_samples
@@ -147,7 +178,7 @@ def second_opinion_of(
         meter.close()
     target = target_of(cohort, run, paths)
     images = {name: values.tolist() for name, values in arrays.items()}
-    identity = {"cohort": cohort.key, "run": run.name, "digest": content["digest"]}
+    identity = {"cohort": cohort.key, "run": run.name, "digest": found.digest}
     write_json(target, sealed({**identity, "summary": summary, "images": images, "how": facts(spec, flat)}))
     print(
         f"NLL of {len(test)} test images: {-summary['test/estimate']:.2f} by {samples} samples,"

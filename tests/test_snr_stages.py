@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from pipeline.experiments.params import load_params
 from pipeline.files import read_json
 from pipeline.models.networks import initial_weights
 from pipeline.paths import Paths
-from pipeline.records.run_folder import RUN_JSON, WEIGHTS, save_weights
+from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_weights, save_weights
 from pipeline.records.sealed import read_sealed_json, write_sealed_json
 from pipeline.reporting.evidence.toy import load_toy
 from pipeline.reporting.sections.ais import ais_tables
@@ -126,3 +127,17 @@ def test_second_opinion_refuses_what_it_cannot_check(project: Path, monkeypatch:
     write_sealed_json(path, read_sealed_json(path) | {"status": "diverged at step 3"})
     with pytest.raises(UserError, match=f"{COHORT}/{RUN} diverged at step 3"):
         call(monkeypatch, ais, project, COHORT, RUN)
+    shutil.rmtree(project / "runs")
+    with pytest.raises(UserError, match=f"{COHORT}/{RUN}: not trained yet, and its weights are not shipped; run `dvc"):
+        call(monkeypatch, ais, project, COHORT, RUN)
+
+
+def test_a_second_opinion_takes_the_weights_that_are_shipped(tmp_path: Path) -> None:
+    for name in ("cohorts", "reports"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    paths = Paths(tmp_path)
+    cohort, run = ais.chosen("quick/burda-table1-mnist-1L-T1", "vae-M1-K1-s0", paths)
+    found = ais.trained(cohort, run, paths)
+    assert found is not None
+    assert found.weights == paths.weights("quick") / cohort.key.partition("/")[2] / f"{run.name}.safetensors"
+    assert read_weights(found.weights, found.spec.latent, found.digest).isfinite().all()

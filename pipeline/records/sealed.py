@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,24 @@ class Damaged(UserError):
         super().__init__(f"{path}: {reason}")
         self.path = path
         self.reason = reason
+
+
+@contextmanager
+def reading(path: Path, listed: bool = False) -> Iterator[None]:
+    """While the block reads a file that this project wrote: what the system says against it becomes one line.
+
+    `listed`: another file promises this one, so that it is damage where it is missing.
+
+    Raises: Damaged where it is no file; UserError when it is missing, and as `disk_error` when it cannot be read.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise (Damaged(path, "missing") if listed else UserError(f"{path}: missing")) from error
+    except IsADirectoryError as error:
+        raise Damaged(path, "a folder, not a file") from error
+    except OSError as error:
+        raise disk_error(path, "read", error) from error
 
 
 def _tensors_sha256(tensors: dict[str, Tensor], content: str, digest: str) -> str:
@@ -93,16 +112,10 @@ def peek(path: Path) -> Any:
 
 
 def _opened(path: Path) -> Any:
-    try:
+    with reading(path):
         # Opened once as a file, since safetensors tells a missing permission no better than a damaged file.
         path.open("rb").close()
         return safe_open(path, framework="pt")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing") from error
-    except IsADirectoryError as error:
-        raise Damaged(path, "a folder, not a file") from error
-    except OSError as error:
-        raise disk_error(path, "read", error) from error
 
 
 def write_sealed_json(path: Path, value: dict[str, Any]) -> None:
@@ -116,13 +129,8 @@ def read_sealed_json(path: Path, shape: Mapping[str, type] | None = None) -> dic
     Raises: Damaged when it is another; UserError when it is missing or cannot be read.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing") from error
-    except IsADirectoryError as error:
-        raise Damaged(path, "a folder, not a file") from error
-    except OSError as error:
-        raise disk_error(path, "read", error) from error
+        with reading(path):
+            value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise Damaged(path, "damaged: not valid JSON") from error
     if not isinstance(value, dict) or value.get(SHA256) != json_sha256(value):

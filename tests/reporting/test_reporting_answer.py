@@ -96,6 +96,11 @@ def test_words_for_decisions(make: Make) -> None:
     assert decided(UNDECIDED) == ["Undecided", "1 undecided of 1 claims", UNDECIDED]
 
 
+def test_the_posterior_of_k_5_answers_until_that_of_k_50_is_there(make: Make) -> None:
+    first = [run for run in burda(make, "paper") if (run.spec.objective, run.spec.K) != ("iwae", 50)]
+    assert cards(report(first, "paper"))[3].sentence.startswith("q of IWAE (k = 5) is 1.0 times as wide as VAE's here")
+
+
 def test_more_samples_are_answered_for_each_objective_alone(make: Make) -> None:
     """IWAE's gain says nothing about VAE's, so runs of IWAE alone leave VAE open."""
     runs = burda(make, "paper")
