@@ -131,7 +131,7 @@ class Rerun:
 
 @lru_cache(maxsize=1)
 def _reruns() -> dict[tuple[Place, str], tuple[Rerun, ...]]:
-    found: dict[tuple[Place, str], tuple[Rerun, ...]] = {}
+    reruns: dict[tuple[Place, str], tuple[Rerun, ...]] = {}
     for row in pd.read_csv(FOLDER / RERUNS).to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
         setting = Setting(row["objective"], row["M"], row["K"], parameter)
@@ -140,8 +140,8 @@ def _reruns() -> dict[tuple[Place, str], tuple[Rerun, ...]]:
         value = None if pd.isna(row["value"]) else float(row["value"])
         distance = float(row["distance"]) if value is None else abs(value - published.value)
         key = (place, row["metric"])
-        found[key] = (*found.get(key, ()), Rerun(value, distance, row["by"]))
-    return found
+        reruns[key] = (*reruns.get(key, ()), Rerun(value, distance, row["by"]))
+    return reruns
 
 
 def reruns_of(place: Place, metric: str) -> tuple[Rerun, ...]:

@@ -134,8 +134,8 @@ def run_tags(
 
 def _chosen(metrics: Mapping[str, float], names: Iterable[str], group: str) -> dict[str, float]:
     """`<group>/<name>` -> the metric, as far as a run with these `metrics` has it."""
-    found = {f"{group}/{name}": value_of(metrics, name) for name in names}
-    return {name: round(value, 4) for name, value in found.items() if value is not None}
+    values = {f"{group}/{name}": value_of(metrics, name) for name in names}
+    return {name: round(value, 4) for name, value in values.items() if value is not None}
 
 
 def waypoint_metrics(result: RunResult) -> list[tuple[int, dict[str, float]]]:

@@ -93,11 +93,11 @@ def publish(
 
 def schedules_by_dataset(results: list[RunResult]) -> dict[str, list[str]]:
     """Dataset -> the schedules of its runs, that of most runs first."""
-    found: dict[str, dict[str, int]] = {}
+    run_counts: dict[str, dict[str, int]] = {}
     for result in results:
-        counts = found.setdefault(result.spec.dataset, {})
+        counts = run_counts.setdefault(result.spec.dataset, {})
         counts[schedule(result.spec)] = counts.get(schedule(result.spec), 0) + 1
-    return {dataset: sorted(counts, key=lambda name: (-counts[name], name)) for dataset, counts in found.items()}
+    return {dataset: sorted(counts, key=lambda name: (-counts[name], name)) for dataset, counts in run_counts.items()}
 
 
 def _sort_out(

@@ -45,7 +45,7 @@ class View:
 
 def views(client: MlflowClient) -> list[View]:
     """The saved views that have runs, by scale and dataset, the longest schedule first."""
-    found = []
+    saved_views = []
     for stored in sorted(client.search_experiments(), key=lambda stored: str(stored.name)):
         groups: dict[str, list[Run]] = {}
         for run in client.search_runs([stored.experiment_id], max_results=50000):
@@ -56,15 +56,15 @@ def views(client: MlflowClient) -> list[View]:
             query = f"workflowType=machine_learning&compareRunsMode=CHART&viewStateShareKey={view_key(schedule)}"
             link = f"/#/experiments/{stored.experiment_id}/runs?{query}"
             experiments = tuple(sorted({run.data.tags["experiment"] for run in runs}))
-            found.append(View(str(stored.name), schedule, experiments, len(runs), link))
-    return found
+            saved_views.append(View(str(stored.name), schedule, experiments, len(runs), link))
+    return saved_views
 
 
-def start_page(found: list[View]) -> str:
+def start_page(saved_views: list[View]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
-    return environment.get_template("start.html").render(views=found)
+    return environment.get_template("start.html").render(views=saved_views)
 
 
 def application(root: Path) -> Any:

@@ -109,30 +109,30 @@ def experiment_id(client: MlflowClient, root: Path, scale: str, dataset: str, sc
     Views of other schedules stay as they are.
     """
     name = experiment_name(scale, dataset)
-    found = client.get_experiment_by_name(name)
+    stored = client.get_experiment_by_name(name)
     tags = {
         "mlflow.experimentKind": "custom_model_development",
         NOTE: description(scale, dataset),
         **{f"{VIEW_TAG}{view_key(schedule)}": saved_view(schedule) for schedule in schedules},
     }
-    if found is None:
+    if stored is None:
         return str(client.create_experiment(name, _artifact_location(root, name), tags))
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
+    if stored.lifecycle_stage == "deleted":
+        client.restore_experiment(stored.experiment_id)
     for key, value in tags.items():
-        if found.tags.get(key) != value:
-            client.set_experiment_tag(found.experiment_id, key, value)
-    return str(found.experiment_id)
+        if stored.tags.get(key) != value:
+            client.set_experiment_tag(stored.experiment_id, key, value)
+    return str(stored.experiment_id)
 
 
 def runs_of_scale(client: MlflowClient, root: Path, scale: str) -> list[Run]:
     experiments = client.search_experiments(filter_string=f"name LIKE '{scale}/%'")
-    if any(found.artifact_location != _artifact_location(root, found.name) for found in experiments):
+    if any(experiment.artifact_location != _artifact_location(root, experiment.name) for experiment in experiments):
         raise UserError(
             f"{(root / STORE).resolve()}: this MLflow store was made in another place and keeps that place's paths; "
             "delete this folder and run again: it is rebuilt from the results"
         )
-    ids = [found.experiment_id for found in experiments]
+    ids = [experiment.experiment_id for experiment in experiments]
     return list(client.search_runs(ids, f"tags.{SCALE} = '{scale}'", max_results=50000)) if ids else []
 
 

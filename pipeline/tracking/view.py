@@ -40,10 +40,10 @@ def view_key(schedule: str) -> str:
 
 
 def _chart(index: int, chart: dict[str, Any]) -> dict[str, Any]:
-    own = {"uuid": f"{chart['type'].lower()}-{index}", "runsCountToCompare": 20, **SHARED}
+    settings = {"uuid": f"{chart['type'].lower()}-{index}", "runsCountToCompare": 20, **SHARED}
     if chart["type"] == "LINE":
-        own["selectedMetricKeys"] = [chart["metricKey"]]
-    return {**own, **BY_TYPE.get(chart["type"], {}), **chart}
+        settings["selectedMetricKeys"] = [chart["metricKey"]]
+    return {**settings, **BY_TYPE.get(chart["type"], {}), **chart}
 
 
 def view_state(schedule: str) -> dict[str, Any]:

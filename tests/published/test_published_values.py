@@ -111,8 +111,8 @@ def source_tag(setting: Setting, metric: str) -> str:
     if (setting, metric) == (Setting("miwae", 4, 16), "kl_q_p"):
         return "derived"
     once = {
-        *((Setting("piwae", 8, 8), own) for own in RAINFORTH),
-        *((Setting("ciwae", 1, 64, 0.5), own) for own in RAINFORTH),
+        *((Setting("piwae", 8, 8), name) for name in RAINFORTH),
+        *((Setting("ciwae", 1, 64, 0.5), name) for name in RAINFORTH),
         (Setting("ciwae", 1, 64, 0.05), "log_p_hat"),
         (Setting("miwae", 4, 16), "iwae_64"),
     }
@@ -181,8 +181,8 @@ def test_reruns_by_others() -> None:
     settings = [("vae", 1), ("vae", 5), ("vae", 50), ("iwae", 5), ("iwae", 50)]
     for where, line in record.items():
         for (objective, k), text in zip(settings, line.split(), strict=True):
-            found = reruns_of(Place(*where, Setting.burda(objective, k)), "nll")
-            shown = "/".join(f"{one.distance:.2f}{'*' if 'code' in one.by else ''}" for one in found)
+            reruns = reruns_of(Place(*where, Setting.burda(objective, k)), "nll")
+            shown = "/".join(f"{one.distance:.2f}{'*' if 'code' in one.by else ''}" for one in reruns)
             parts = [part for part in text.split("/") if part != "-"]
             assert shown == "/".join(f"{float(part.rstrip('*')):.2f}{'*' * part.count('*')}" for part in parts)
 

@@ -123,9 +123,9 @@ def cohort_of(results: list[RunResult], key: str) -> CohortSpec:
 
 def train_live(root: Path, results: list[RunResult], key: str, finish: bool) -> LiveTracker:
     """Log the runs of a cohort as their training would, in two pieces, or the first piece only."""
-    own = [result for result in results if result.cohort == key]
-    tracker = LiveTracker(root, cohort_of(results, key), {r.spec.name: r.digest for r in own}, "train@x", "abc123")
-    for result in own:
+    runs = [result for result in results if result.cohort == key]
+    tracker = LiveTracker(root, cohort_of(results, key), {r.spec.name: r.digest for r in runs}, "train@x", "abc123")
+    for result in runs:
         rows = saved_rows(result.arrays)
         tracker.log(result.spec.name, rows[:3])
         if finish:

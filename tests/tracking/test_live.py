@@ -45,13 +45,13 @@ def test_a_live_run_begins_when_its_training_began(root: Path, monkeypatch: pyte
     """Not when MLflow was ready; a run that waits for its turn is not shown."""
     monkeypatch.setattr(live.time, "time", lambda: 5000.0)
     results = two_cohorts()
-    own = results[:2]
-    tracker = LiveTracker(root, cohort_of(results, ONE), {r.spec.name: r.digest for r in own}, None, None)
+    runs = results[:2]
+    tracker = LiveTracker(root, cohort_of(results, ONE), {r.spec.name: r.digest for r in runs}, None, None)
     assert stored_runs(root) == []
-    rows = saved_rows(own[0].arrays)
-    tracker.log(own[0].spec.name, rows[:4])
+    rows = saved_rows(runs[0].arrays)
+    tracker.log(runs[0].spec.name, rows[:4])
     (run,) = stored_runs(root)
-    assert run.data.tags["cell"] == own[0].cell
+    assert run.data.tags["cell"] == runs[0].cell
     assert run.info.start_time == 1000 * (5000 - rows[3]["seconds"])
 
 

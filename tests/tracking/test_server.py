@@ -73,8 +73,8 @@ def test_the_ui_serves_the_runs_until_it_ends_however_that_is(end: signal.Signal
     assert all(f'"{key}"' in page for key in STORAGE_KEYS)
     # MLflow's own pages and interface are where they were.
     assert "<title>MLflow</title>" in requests.get(address, timeout=10).text
-    found = requests.post(f"{address}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}, timeout=10).json()
-    assert len(found["runs"]) == 3
+    answer = requests.post(f"{address}/api/2.0/mlflow/runs/search", json={"experiment_ids": ["1"]}, timeout=10).json()
+    assert len(answer["runs"]) == 3
     process.send_signal(end)
     _, errors = process.communicate(timeout=PATIENCE_SECONDS)
     assert errors == ""
@@ -94,13 +94,13 @@ def test_the_start_page_lists_each_schedule_with_its_runs(root: Path) -> None:
     results[2] = replace(results[2], spec=replace(results[2].spec, max_steps=30))
     publish_all(root, results)
     with locked_store(root) as client:
-        found = views(client)
-    assert [(view.name, view.schedule, view.runs) for view in found] == [
+        saved_views = views(client)
+    assert [(view.name, view.schedule, view.runs) for view in saved_views] == [
         ("quick/mnist", "4 epochs", 2),
         ("quick/mnist", "30 updates", 1),
     ]
-    assert {view.experiments for view in found} == {("burda-table1",)}
-    page = start_page([*found, View("<paper>/x", "1 epochs", (), 0, "/#/")])
+    assert {view.experiments for view in saved_views} == {("burda-table1",)}
+    page = start_page([*saved_views, View("<paper>/x", "1 epochs", (), 0, "/#/")])
     assert "viewStateShareKey=30-updates" in page
     assert "&lt;paper&gt;/x" in page
 
