@@ -88,8 +88,8 @@ def gather(results: list[RunResult]) -> dict[Place, tuple[Cell, ...]]:
 
 def find(cells: Cells, place: Place) -> Cell | None:
     """The cell at a place, the first protocol's where there are several."""
-    found = cells.get(place, ())
-    return found[0] if found else None
+    place_cells = cells.get(place, ())
+    return place_cells[0] if place_cells else None
 
 
 def first_stage(cells: Cells, second: Cell | None, place: Place) -> Cell | None:

@@ -297,8 +297,8 @@ def seed_error(weights: Sequence[float], known: Sequence[Estimate], metric: str)
 
 def _common_seeds(terms: tuple[Term, ...], metric: str) -> tuple[int, ...] | None:
     """The seeds that every cell has a number of, or None when there is none."""
-    found = [term.cell.finished if term.cell else () for term in terms]
-    sets = [{run.spec.seed for run in runs if value_of(run.metrics, metric) is not None} for runs in found]
+    finished = [term.cell.finished if term.cell else () for term in terms]
+    sets = [{run.spec.seed for run in runs if value_of(run.metrics, metric) is not None} for runs in finished]
     common = set.intersection(*sets)
     return tuple(sorted(common)) or None
 
@@ -325,10 +325,10 @@ def error_distributions(effects: list[Effect]) -> list[ErrorDistribution]:
     deviations: dict[int, NDArray[np.float64]] = {}
     counts = [0 if effect.per_image is None else len(effect.per_image) for effect in effects]
     for count in set(counts):
-        own = [i for i, other in enumerate(counts) if other == count]
-        values = [array for i in own if (array := effects[i].per_image) is not None]
+        indices = [i for i, other in enumerate(counts) if other == count]
+        values = [array for i in indices if (array := effects[i].per_image) is not None]
         if values:
-            deviations |= dict(zip(own, bootstrap_deviations(values), strict=True))
+            deviations |= dict(zip(indices, bootstrap_deviations(values), strict=True))
     return [
         ErrorDistribution(deviations[i], effect.seed_se, effect.seed_df)
         if i in deviations
@@ -584,10 +584,10 @@ def judge(measured: Sequence[Measured], judged: bool) -> list[ClaimResult]:
     }
     levels: dict[int, float] = {}
     for family in dict.fromkeys(claim.family for claim in measured):
-        own = [i for i in effects if measured[i].family == family]
+        members = [i for i in effects if measured[i].family == family]
         size = sum(claim.family == family and (claim.planned or i in effects) for i, claim in enumerate(measured))
         # What cannot be decided for want of seeds must not ease the test of the others.
-        levels |= dict(zip(own, holm_levels([p_values.get(i, 1.0) for i in own], ALPHA, size), strict=True))
+        levels |= dict(zip(members, holm_levels([p_values.get(i, 1.0) for i in members], ALPHA, size), strict=True))
     results = []
     for i, claim in enumerate(measured):
         effect, paper = claim.effect, claim.paper
@@ -616,14 +616,14 @@ def judge(measured: Sequence[Measured], judged: bool) -> list[ClaimResult]:
 
 def _measure(claim: Claim, planned: frozenset[Place]) -> Measured:
     shared = shared_width(claim.terms) if claim.metric == "log_q_sd" else None
-    own = contrast(claim.terms, claim.metric, claim.paired)
-    missing = [] if own else [t for t in claim.terms if estimate(t.cell, claim.metric) is None]
+    effect = contrast(claim.terms, claim.metric, claim.paired)
+    missing = [] if effect else [t for t in claim.terms if estimate(t.cell, claim.metric) is None]
     return Measured(
         family=claim.family,
         by=FAMILIES[claim.family].by,
-        statement=claim.statement + (_own_units(own) if shared and own else ""),
+        statement=claim.statement + (_own_units(effect) if shared and effect else ""),
         unit=UNITS_OF.get(claim.metric, "nats"),
-        effect=shared or own,
+        effect=shared or effect,
         paper=claim.paper,
         rule=FAMILIES[claim.family].text,
         missing="; ".join(f"{place_name(t.place)} {'diverged' if t.cell else 'not run'}" for t in missing),
@@ -632,8 +632,8 @@ def _measure(claim: Claim, planned: frozenset[Place]) -> Measured:
     )
 
 
-def _own_units(own: Effect) -> str:
-    return f" (over each model's own units {own.value:+.1f} %)".replace("-", "−")
+def _own_units(effect: Effect) -> str:
+    return f" (over each model's own units {effect.value:+.1f} %)".replace("-", "−")
 
 
 def shared_width(terms: tuple[Term, ...]) -> Effect | None:

@@ -42,14 +42,14 @@ def gains(opinions: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> lis
 
     `opinions`: what `python -m stages.ais` wrote; `runs`: `<cohort>/<run>` -> its `RunResult`.
     """
-    found: dict[tuple[str, int, int], dict[Setting, Mapping[str, Any]]] = {}
+    pairs: dict[tuple[str, int, int], dict[Setting, Mapping[str, Any]]] = {}
     for opinion in opinions:
         run = runs.get(f"{opinion['cohort']}/{opinion['run']}")
         if run is not None and run.experiment == EXPERIMENT:
             key = (run.spec.dataset, run.spec.layers, run.spec.seed)
-            found.setdefault(key, {})[Setting.of(run.spec)] = opinion["images"]
+            pairs.setdefault(key, {})[Setting.of(run.spec)] = opinion["images"]
     rows = []
-    for (dataset, layers, seed), pair in sorted(found.items()):
+    for (dataset, layers, seed), pair in sorted(pairs.items()):
         if not {VAE, IWAE} <= pair.keys():
             continue
         by = {name: _difference(pair, f"test/{name}") for name in ("estimate", "lower")}

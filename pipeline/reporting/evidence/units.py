@@ -47,11 +47,11 @@ def widest_gap(variances: NDArray[np.floating]) -> Gap | None:
     None when no two neighbours lie `CLEAR` times apart.
     """
     ordered = np.sort(np.asarray(variances, dtype=np.float64))
-    found: Gap | None = None
+    widest: Gap | None = None
     for place in range(1, len(ordered)):
         low, high = float(ordered[place - 1]), float(ordered[place])
         if high <= ACTIVE_VARIANCE * NEAR or high < CLEAR * low:
             continue
-        if found is None or high * found.low > found.high * low:
-            found = Gap(low, high, len(ordered) - place)
-    return found
+        if widest is None or high * widest.low > widest.high * low:
+            widest = Gap(low, high, len(ordered) - place)
+    return widest

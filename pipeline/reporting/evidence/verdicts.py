@@ -117,18 +117,18 @@ def _run_error(ours: Estimate, metric: str, published: Published) -> tuple[float
 
     Four runs against four have 3 + 3 = 6 degrees of freedom when they spread alike, fewer when they do not.
     """
-    own, own_assumed = seed_spread(ours, metric)
-    own = own or IN_NATS
+    spread, assumed = seed_spread(ours, metric)
+    spread = spread or IN_NATS
     if published.sd is None:
         theirs, their_df = IN_NATS.sd, IN_NATS.df
     else:
         theirs, their_df = published.sd, published.runs - 1
-    shares = [(own.sd / np.sqrt(ours.seeds), own.df), (theirs / np.sqrt(published.runs), their_df)]
-    if own_assumed and published.sd is None:
+    shares = [(spread.sd / np.sqrt(ours.seeds), spread.df), (theirs / np.sqrt(published.runs), their_df)]
+    if assumed and published.sd is None:
         # One assumption serves both sides: it is not known better for being used twice.
-        return float(np.hypot(shares[0][0], shares[1][0])), own.df, True
+        return float(np.hypot(shares[0][0], shares[1][0])), spread.df, True
     se, df = satterthwaite(shares)
-    return se, df, own_assumed or published.sd is None
+    return se, df, assumed or published.sd is None
 
 
 def from_interval(comparison: Comparison, metric: str) -> str:
@@ -190,8 +190,8 @@ def pool(judged: Sequence[Judged]) -> Pooled:
     df = min(one.comparison.df for one in judged)
     bits = 0.0
     for dataset in {one.dataset for one in judged}:
-        own = [one.comparison.bits_se for one in judged if one.dataset == dataset]
-        bits += (float(np.sum(own)) / count) ** 2
+        errors = [one.comparison.bits_se for one in judged if one.dataset == dataset]
+        bits += (float(np.sum(errors)) / count) ** 2
     half = float(np.hypot(runs, np.sqrt(bits)) * stats.t.ppf(1 - LEVEL / 2, df))
     mean = float(np.mean([one.comparison.difference for one in judged]))
     return Pooled(count, mean, mean - half, mean + half)

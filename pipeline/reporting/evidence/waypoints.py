@@ -27,14 +27,14 @@ def at_waypoints(run: RunResult) -> list[RunResult]:
     earlier = [
         replace(
             run,
-            spec=replace(run.spec, max_steps=own.steps),
-            status=own.status,
-            evaluation=own.evaluation,
-            metrics=own.metrics,
-            arrays=own.arrays,
+            spec=replace(run.spec, max_steps=waypoint.steps),
+            status=waypoint.status,
+            evaluation=waypoint.evaluation,
+            metrics=waypoint.metrics,
+            arrays=waypoint.arrays,
             waypoints=(),
         )
-        for own in run.waypoints
+        for waypoint in run.waypoints
     ]
     return [*earlier, run]
 
@@ -71,7 +71,7 @@ class Way:
         return self.cell.place.dataset
 
     def at(self, epochs: int) -> Passed | None:
-        return next((own for own in self.passed if own.epochs == epochs), None)
+        return next((waypoint for waypoint in self.passed if waypoint.epochs == epochs), None)
 
 
 def common_images(run: RunResult, other: RunResult) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
@@ -79,7 +79,7 @@ def common_images(run: RunResult, other: RunResult) -> tuple[NDArray[np.int64], 
 
     None where it is not known how many test images there are, and they took unequally many.
     """
-    one, two = (run_images(own, "nll") for own in (run, other))
+    one, two = (run_images(result, "nll") for result in (run, other))
     if one is None or two is None:
         return None
     if len(one) == len(two):
@@ -93,10 +93,10 @@ def common_images(run: RunResult, other: RunResult) -> tuple[NDArray[np.int64], 
     return (rows, others) if len(rows) else None
 
 
-def nll_gaps(own: RunResult, end: RunResult) -> NDArray[np.float64] | None:
+def nll_gaps(waypoint: RunResult, end: RunResult) -> NDArray[np.float64] | None:
     """NLL at a waypoint minus that at the end [images that both have], nats."""
-    common = common_images(own, end)
-    before, after = run_images(own, "nll"), run_images(end, "nll")
+    common = common_images(waypoint, end)
+    before, after = run_images(waypoint, "nll"), run_images(end, "nll")
     if common is None or before is None or after is None:
         return None
     return before[common[0]] - after[common[1]]
@@ -104,17 +104,17 @@ def nll_gaps(own: RunResult, end: RunResult) -> NDArray[np.float64] | None:
 
 def _passed(epochs: int, states: Sequence[RunResult], ends: Sequence[RunResult]) -> Passed:
     """One waypoint of a cell, from its runs as they were then and at their ends, seed by seed."""
-    nlls = [value_of(own.metrics, "nll") for own in states]
-    counts = [value_of(own.metrics, "active_units") for own in states]
-    end_counts = [value_of(own.metrics, "active_units") for own in ends]
+    nlls = [value_of(state.metrics, "nll") for state in states]
+    counts = [value_of(state.metrics, "active_units") for state in states]
+    end_counts = [value_of(end.metrics, "active_units") for end in ends]
     known, end_known = [one for one in counts if one is not None], [one for one in end_counts if one is not None]
     units = float(np.mean(known)) if len(known) == len(states) else None
     end_units = float(np.mean(end_known)) if len(end_known) == len(ends) else None
-    gaps = [nll_gaps(own, end) for own, end in zip(states, ends, strict=True)]
-    found = [gap for gap in gaps if gap is not None]
+    gaps = [nll_gaps(state, end) for state, end in zip(states, ends, strict=True)]
+    known_gaps = [gap for gap in gaps if gap is not None]
     nll_gap = None
-    if len(found) == len(gaps) and len({len(gap) for gap in found}) == 1:
-        mean = np.mean(found, axis=0)
+    if len(known_gaps) == len(gaps) and len({len(gap) for gap in known_gaps}) == 1:
+        mean = np.mean(known_gaps, axis=0)
         nll_gap = Gap(float(mean.mean()), standard_error(mean))
     return Passed(
         epochs,
@@ -131,25 +131,25 @@ def ways(results: Sequence[RunResult]) -> list[Way]:
     Runs that continue others are left out, whose epochs count from another start; a run that two experiments name
     counts once.
     """
-    own_way = [run for run in results if run.waypoints and run.is_finished and not run.spec.continues]
-    once = {(run.digest, run.spec.dataset, run.spec.latent): run for run in own_way}
-    found = []
+    with_waypoints = [run for run in results if run.waypoints and run.is_finished and not run.spec.continues]
+    once = {(run.digest, run.spec.dataset, run.spec.latent): run for run in with_waypoints}
+    complete = []
     for cells in gather(list(once.values())).values():
         for cell in cells:
             series = [
                 {
-                    round(own.epochs): own
-                    for own in at_waypoints(run)
-                    if own.epochs >= 1 and own.is_finished and value_of(own.metrics, "nll") is not None
+                    round(state.epochs): state
+                    for state in at_waypoints(run)
+                    if state.epochs >= 1 and state.is_finished and value_of(state.metrics, "nll") is not None
                 }
                 for run in cell.runs
             ]
             shared = sorted(set.intersection(*map(set, series)))
-            ends = {max(own, default=0) for own in series}
+            ends = {max(states, default=0) for states in series}
             if len(shared) > 1 and ends == {shared[-1]}:
-                last = [own[shared[-1]] for own in series]
-                found.append(Way(cell, tuple(_passed(at, [own[at] for own in series], last) for at in shared)))
-    return found
+                last = [states[shared[-1]] for states in series]
+                complete.append(Way(cell, tuple(_passed(at, [states[at] for states in series], last) for at in shared)))
+    return complete
 
 
 @dataclass(frozen=True)
@@ -164,14 +164,16 @@ class Agreement:
 
 def agreement(chosen: Sequence[Way], epochs: int) -> Agreement | None:
     """Whether the order of cells at a waypoint is that of their ends; None for fewer than `LEAST_CELLS` cells."""
-    pairs = [(own, way.passed[-1]) for way in chosen if (own := way.at(epochs))]
+    pairs = [(waypoint, way.passed[-1]) for way in chosen if (waypoint := way.at(epochs))]
     if len(pairs) < LEAST_CELLS:
         return None
-    nll = rank_correlation([own.nll for own, _ in pairs], [end.nll for _, end in pairs])
-    counts = [(own.units, end.units) for own, end in pairs if own.units is not None and end.units is not None]
+    nll = rank_correlation([waypoint.nll for waypoint, _ in pairs], [end.nll for _, end in pairs])
+    counts = [
+        (waypoint.units, end.units) for waypoint, end in pairs if waypoint.units is not None and end.units is not None
+    ]
     units = None
     if len(counts) == len(pairs):
-        units = rank_correlation([own for own, _ in counts], [end for _, end in counts])
+        units = rank_correlation([count for count, _ in counts], [end for _, end in counts])
     return Agreement(len(pairs), nll, units)
 
 
@@ -186,11 +188,11 @@ def agrees_from(chosen: Sequence[Way], least: float) -> int | None:
     """The first waypoint before the end from which on the order of cells by NLL correlates with the end's by `least`
     or more; None where none does or there are too few cells."""
     end = max(way.passed[-1].epochs for way in chosen)
-    depths = sorted({own.epochs for way in chosen for own in way.passed} - {end}, reverse=True)
+    depths = sorted({waypoint.epochs for way in chosen for waypoint in way.passed} - {end}, reverse=True)
     first = None
     for epochs in depths:
-        found = agreement(chosen, epochs)
-        if found is None or found.nll is None or found.nll < least:
+        agreed = agreement(chosen, epochs)
+        if agreed is None or agreed.nll is None or agreed.nll < least:
             break
         first = epochs
     return first
