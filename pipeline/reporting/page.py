@@ -217,7 +217,7 @@ def inline_svg(figure: Figure) -> Markup:
     svg = figure.svg[figure.svg.index("<svg") :]
     # Matplotlib numbers its groups alike in every figure; an id may stand on a page once.
     used = set(re.findall(r"#([\w.-]+)[\")]", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if found[1] in used else "", svg)
+    svg = re.sub(r' id="([^"]*)"', lambda attribute: attribute[0] if attribute[1] in used else "", svg)
     for colour, name in THEME.items():
         svg = svg.replace(f": {colour}", f": {name}")
     # At its own size, so that letters are as large as they were meant; a narrow screen scrolls.
@@ -248,12 +248,12 @@ def behind(figure: Figure, results: Sequence[RunResult]) -> list[Behind]:
         # Then a column K may count something else.
         naming = [name for name in ("cohort", "run") if name in naming]
     named = set(figure.data[naming].drop_duplicates().itertuples(index=False, name=None))
-    own = [run for run in results if not naming or tuple(columns[name](run) for name in naming) in named]
+    shown = [run for run in results if not naming or tuple(columns[name](run) for name in naming) in named]
     if named == {(TOY,)}:
         return [Behind(TOY, (), f"results/{TOY}/{METRICS}")]
     return [
         Behind(name, tuple(run.spec.name for run in runs), f"results/{name}/{RUNS}")
-        for name, runs in ((CohortKey.of(key).name, runs) for key, runs in provenance.by_cohort(own).items())
+        for name, runs in ((CohortKey.of(key).name, runs) for key, runs in provenance.by_cohort(shown).items())
     ]
 
 
@@ -338,18 +338,18 @@ def _range(shown: list[str], values: list[float], unit: str) -> str:
 def families(claims: Table) -> list[Family]:
     """Per kind of claim and unit how many hold, do not hold, and so on, and the range of effects."""
     rows = claims.data.assign(ours=claims.display["effect"], papers=claims.display["paper's effect"])
-    found = []
+    summaries = []
     for name, family in rows.groupby("family", sort=False):
-        for unit, own in family.groupby("unit", sort=False):
-            counts = Counter(own["decision"])
-            papers = own["paper_effect"].where(own["paper_verified"])
-            found.append(
+        for unit, unit_rows in family.groupby("unit", sort=False):
+            counts = Counter(unit_rows["decision"])
+            papers = unit_rows["paper_effect"].where(unit_rows["paper_verified"])
+            summaries.append(
                 Family(
                     f"{name}, {unit}" if family["unit"].nunique() > 1 else str(name),
-                    str(own["by"].iloc[0]),
+                    str(unit_rows["by"].iloc[0]),
                     tuple((decision, counts[decision]) for decision in DECISIONS if counts[decision]),
-                    _range(own["ours"].tolist(), own["effect"].astype(float).tolist(), str(unit)),
-                    _range(own["papers"].tolist(), papers.astype(float).tolist(), str(unit)),
+                    _range(unit_rows["ours"].tolist(), unit_rows["effect"].astype(float).tolist(), str(unit)),
+                    _range(unit_rows["papers"].tolist(), papers.astype(float).tolist(), str(unit)),
                 )
             )
-    return found
+    return summaries

@@ -79,8 +79,8 @@ def for_markdown(lines: Sequence[Line]) -> list[str]:
 
 
 def _longest(results: Sequence[RunResult]) -> RunResult:
-    own = [r for r in results if r.experiment == EXPERIMENT and r.spec.dataset == DATASET and "nll" in r.metrics]
-    return max(own, key=lambda result: result.spec.total_steps)
+    runs = [r for r in results if r.experiment == EXPERIMENT and r.spec.dataset == DATASET and "nll" in r.metrics]
+    return max(runs, key=lambda result: result.spec.total_steps)
 
 
 def _scheduled_steps(spec: RunSpec) -> int:
@@ -112,7 +112,7 @@ def standing(scale: str, results: Sequence[RunResult], planned: Sequence[CohortS
 
 def deepest(results: Mapping[str, Sequence[RunResult]]) -> str | None:
     """The last scale (they go from shallow to deep) that has all rows of the table, else one that has some."""
-    lines = {scale: len(table1(own)) for scale, own in results.items()}
+    lines = {scale: len(table1(runs)) for scale, runs in results.items()}
     most = max(lines.values(), default=0)
     return next((scale for scale in reversed(lines) if lines[scale] == most), None) if most else None
 

@@ -122,7 +122,7 @@ def shortened(svg: str) -> str:
 
     def rounded(tag: re.Match[str]) -> str:
         return re.sub(
-            r"-?\d+\.\d{3,}(?![\d\w])", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), tag[0]
+            r"-?\d+\.\d{3,}(?![\d\w])", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), tag[0]
         )
 
     return re.sub(r"<[^>]*>", rounded, re.sub(r"<!--.*?-->|<metadata>.*?</metadata>\n?", "", svg, flags=re.DOTALL))
@@ -140,8 +140,8 @@ def in_few_colours(png: bytes, mode: str = "RGB") -> bytes:
 def with_small_pictures(svg: str) -> str:
     """An SVG whose embedded pictures have a palette."""
 
-    def smaller(found: re.Match[str]) -> str:
-        png = base64.b64decode(found[1])
+    def smaller(picture: re.Match[str]) -> str:
+        png = base64.b64decode(picture[1])
         return f"base64,{base64.b64encode(in_few_colours(png, 'RGBA')).decode()}"
 
     return re.sub(r"base64,\s*([A-Za-z0-9+/=\s]+)", smaller, svg)
@@ -152,8 +152,8 @@ def numbered(svg: str, name: str) -> str:
 
     They are hashes of coordinates to the last bit, which the layout's solver does not repeat in another process.
     """
-    found = dict.fromkeys(re.findall(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', svg))
-    new = {old: f"{name}-{i}" for i, old in enumerate(found)}
+    hashes = dict.fromkeys(re.findall(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', svg))
+    new = {old: f"{name}-{i}" for i, old in enumerate(hashes)}
     return re.sub(r'(?<=[#"])[a-z][0-9a-f]{10}(?=[)"])', lambda match: new[match[0]], svg)
 
 
@@ -217,8 +217,8 @@ def first_seeds(results: list[RunResult], experiments: tuple[str, ...], dataset:
     """One finished run a place (the lowest seed) that has the array, in the order of the results."""
     chosen: dict[Place, RunResult] = {}
     for run in results:
-        own = run.experiment in experiments and run.spec.dataset == dataset and run.is_finished
-        if own and len(run.arrays.get(array, ())) > 0:
+        wanted = run.experiment in experiments and run.spec.dataset == dataset and run.is_finished
+        if wanted and len(run.arrays.get(array, ())) > 0:
             place = Place.of(run)
             if place not in chosen or run.spec.seed < chosen[place].spec.seed:
                 chosen[place] = run

@@ -70,11 +70,11 @@ def effects_forest(
             len(groups), 2, squeeze=False, sharex="col", sharey="row", height_ratios=heights, width_ratios=(3, 2)
         )
         for row, group in zip(axes, groups, strict=True):
-            own = data[data["group"] == group]
+            effects = data[data["group"] == group]
             for ax, metric in zip(row, METRICS, strict=True):
-                _forest_panel(ax, own, metric)
-            row[0].set_yticks(range(len(own)), own["label"])
-            row[0].set_ylim(len(own) - 0.4, -0.6)
+                _forest_panel(ax, effects, metric)
+            row[0].set_yticks(range(len(effects)), effects["label"])
+            row[0].set_ylim(len(effects) - 0.4, -0.6)
             row[0].set_title(group, loc="left")
         for ax, (metric, name_of) in zip(axes[-1], AXES.items(), strict=True):
             low, high = ax.get_xlim()

@@ -76,8 +76,8 @@ def sort_value(text: str) -> float | None:
         return sum(float(part) for part in plain.split("+"))
     if parts := re.findall(r"(\d+(?:\.\d+)?) (h|min|s)\b", plain):
         return sum(float(amount) * UNITS[unit] for amount, unit in parts)
-    found = re.match(r"\[?([+-]?\d+(\.\d+)?)", plain)
-    return float(found[1]) if found else None
+    number = re.match(r"\[?([+-]?\d+(\.\d+)?)", plain)
+    return float(number[1]) if number else None
 
 
 def is_text(table: Table, heading: str) -> bool:
@@ -133,26 +133,26 @@ def aligned(texts: Sequence[str]) -> list[str]:
     forms = [NUMBER.sub("#", text) for text in texts]
     widths: dict[tuple[str, int], tuple[int, int]] = {}
     for text, form in zip(texts, forms, strict=True):
-        for place, found in enumerate(NUMBER.finditer(text)):
+        for place, number in enumerate(NUMBER.finditer(text)):
             whole, decimals = widths.get((form, place), (0, 0))
-            widths[form, place] = max(whole, len(found[1])), max(decimals, len(found[2] or ""))
+            widths[form, place] = max(whole, len(number[1])), max(decimals, len(number[2] or ""))
 
     def padded(text: str, form: str) -> str:
         shown, end = "", 0
-        for place, found in enumerate(NUMBER.finditer(text)):
+        for place, number in enumerate(NUMBER.finditer(text)):
             whole, decimals = widths[form, place]
             # The column aligns the first on its right; a sum like 16+5 stays together.
-            alone = place > 0 and text[found.start() - 1] != "+"
-            before = "0" * (whole - len(found[1])) if alone else ""
-            after = ("" if found[2] or not decimals else ".") + "0" * (decimals - max(1, len(found[2] or "")))
-            shown += latex_escape(text[end : found.start()]) + _room(before) + latex_escape(found[0])
-            shown, end = shown + _room(after if decimals else ""), found.end()
+            alone = place > 0 and text[number.start() - 1] != "+"
+            before = "0" * (whole - len(number[1])) if alone else ""
+            after = ("" if number[2] or not decimals else ".") + "0" * (decimals - max(1, len(number[2] or "")))
+            shown += latex_escape(text[end : number.start()]) + _room(before) + latex_escape(number[0])
+            shown, end = shown + _room(after if decimals else ""), number.end()
         return shown + latex_escape(text[end:])
 
     cells = []
     for text, form in zip(texts, forms, strict=True):
-        own = form.lstrip(SIGNS)
-        longer = [other for other in forms if other.lstrip(SIGNS).startswith(f"{own} ") and "#" in form]
+        unsigned = form.lstrip(SIGNS)
+        longer = [other for other in forms if other.lstrip(SIGNS).startswith(f"{unsigned} ") and "#" in form]
         tail = ""
         if longer:
             whole_form = max(longer, key=len)
@@ -173,8 +173,8 @@ def _room(text: str) -> str:
 
 def _first_bold(cell: str) -> str:
     """A cell whose number is the best; what stands behind it, as the paper's in brackets, is not ours."""
-    own, bracket, other = cell.partition(" (")
-    return LATEX_BOLD % own + bracket + other
+    ours, bracket, other = cell.partition(" (")
+    return LATEX_BOLD % ours + bracket + other
 
 
 def _latex_rows(table: Table, headings: list[str]) -> Iterator[str]:

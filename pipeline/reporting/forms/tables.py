@@ -126,8 +126,8 @@ def _data(row: Row) -> dict[str, Any]:
     ours, setting, compared = estimate(row.cell, row.metric), row.place.setting, row.comparison
     units: dict[str, float | None] = {}
     for key in ("active_units_1", "active_units_2"):
-        own, papers = estimate(row.cell, key), published_at(row.place, key)
-        units |= {key: own.value if own else None, f"paper_{key}": papers.value if papers else None}
+        active, papers = estimate(row.cell, key), published_at(row.place, key)
+        units |= {key: active.value if active else None, f"paper_{key}": papers.value if papers else None}
     return {
         "experiment": row.place.experiment,
         "dataset": row.place.dataset,
@@ -273,7 +273,7 @@ def beyond_rows(cells: Cells, experiment: str, shown: list[Row], metrics: tuple[
 
 
 def images_note(cells: Cells, experiment: str) -> str:
-    runs = [run for found in cells.values() for cell in found for run in cell.finished]
+    runs = [run for place_cells in cells.values() for cell in place_cells for run in cell.finished]
     used = {
         (int(run.metrics["test_images"]), int(run.metrics["num_samples"]))
         for run in runs
