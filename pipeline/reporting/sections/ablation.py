@@ -28,19 +28,19 @@ def _position(cell: Cell) -> tuple[int, str]:
 
 
 def _compared(cells: Cells) -> list[Compared]:
-    found = []
+    compared = []
     for place in (place for place in cells if place.experiment == EXPERIMENT):
         names = [ProtocolName.of(cell.protocol) for cell in cells[place]]
         bases = {name.whole for name in names if name.switches}
         reference = next((cell for cell in cells[place] if cell.protocol in bases), None)
         group = f"{dataset_name(place.dataset)}, {layers_name(place.layers)}, {setting_name(place.setting)}"
         if reference:
-            found.append(Compared(group, f"{reference.protocol}, as it is", reference, None))
+            compared.append(Compared(group, f"{reference.protocol}, as it is", reference, None))
         for cell in sorted((cell for cell in cells[place] if cell is not reference), key=_position):
             switched = ", ".join(ProtocolName.of(cell.protocol).details).replace("_", " ")
             label = switched or (f"all of protocol {cell.protocol}" if cell.protocol in PROTOCOLS else cell.protocol)
-            found.append(Compared(group, label, cell, reference))
-    return sorted(found, key=lambda one: (one.cell.place.dataset, one.cell.place.layers, one.group))
+            compared.append(Compared(group, label, cell, reference))
+    return sorted(compared, key=lambda one: (one.cell.place.dataset, one.cell.place.layers, one.group))
 
 
 def table(cells: Cells) -> Table | None:

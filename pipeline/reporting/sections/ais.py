@@ -35,21 +35,21 @@ def opinions(results: Path) -> list[dict[str, Any]]:
 
     Raises: UserError naming the file that is not one.
     """
-    found = []
+    contents = []
     for path in sorted(results.glob("*/ais-*.json")):
         one = read_sealed(path, REMEDY)
         with content_of(path, "a second opinion", REMEDY):
-            found.append({"cohort": str(one["cohort"]), "run": str(one["run"]), **one})
-    return found
+            contents.append({"cohort": str(one["cohort"]), "run": str(one["run"]), **one})
+    return contents
 
 
 def ais_tables(results: Path) -> list[Table]:
     """One table of every `ais-<run>.json` under `reports/<scale>/results`; none where there is none."""
-    found = opinions(results)
-    if not found:
+    second_opinions = opinions(results)
+    if not second_opinions:
         return []
     rows = []
-    for one in found:
+    for one in second_opinions:
         with content_of(
             results / CohortKey.of(one["cohort"]).name / f"ais-{one['run']}.json", "a second opinion", REMEDY
         ):
@@ -64,7 +64,7 @@ def ais_tables(results: Path) -> list[Table]:
         display[heading] = [number(value) for value in data[name]]
         if name == "test/lower_minus_estimate":
             display["±"] = [number(value) for value in data["se"]]
-    how = found[0]["how"]
+    how = second_opinions[0]["how"]
     caption = (
         "The estimate and AIS should agree: what they differ by, the estimate is off by at least.\n"
         f"NLL in nats of evenly spaced test images: the estimate of {how['num_samples']:,} importance samples from the "
@@ -77,10 +77,10 @@ def ais_tables(results: Path) -> list[Table]:
 
 def gains_table(results: Path, runs: Sequence[RunResult]) -> Table | None:
     """What IWAE k = 50 gains over VAE k = 1, by the estimate and by AIS; None before both were looked at."""
-    found = gains(opinions(results), {run.cell: run for run in runs})
-    if not found:
+    rows = gains(opinions(results), {run.cell: run for run in runs})
+    if not rows:
         return None
-    data = pd.DataFrame([asdict(one) for one in found])
+    data = pd.DataFrame([asdict(one) for one in rows])
     display = pd.DataFrame(
         [
             {
@@ -90,13 +90,13 @@ def gains_table(results: Path, runs: Sequence[RunResult]) -> Table | None:
                 "gain, AIS": f"{number(one.ais, signed=True)} ± {number(one.ais_se)}",
                 "AIS − estimate": f"{number(one.proposals, signed=True)} ± {number(one.proposals_se)}",
             }
-            for one in found
+            for one in rows
         ]
     )
     caption = (
         "Where both columns give the same gain, it is the decoder's and not the proposal's.\n"
-        f"log p(x) of IWAE k = 50 minus VAE k = 1 in nats, ± over the {found[0].images} test images, paired. The "
+        f"log p(x) of IWAE k = 50 minus VAE k = 1 in nats, ± over the {rows[0].images} test images, paired. The "
         "estimate uses each model's encoder, AIS the decoder alone."
     )
     title = "Does IWAE's gain lie in the decoder?"
-    return Table("ais_gains", title, caption, data, display, tuple(dataset_name(one.dataset) for one in found))
+    return Table("ais_gains", title, caption, data, display, tuple(dataset_name(one.dataset) for one in rows))

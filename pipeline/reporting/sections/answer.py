@@ -165,7 +165,7 @@ class Gain:
 
 def gains(report: Report, objective: str) -> list[Gain]:
     """From k = 1 to 50, by dataset and depth."""
-    found = []
+    gained = []
     for experiment, dataset in BURDA:
         for layers in (1, 2):
             places = [
@@ -174,8 +174,8 @@ def gains(report: Report, objective: str) -> list[Gain]:
             ]
             terms = tuple(Term(w, place, find(report.cells, place)) for w, place in zip((1, -1), places, strict=True))
             paper = published_contrast(terms, "log_p_hat")
-            found.append(Gain(contrast(terms, "log_p_hat"), paper.value if paper else None))
-    return found
+            gained.append(Gain(contrast(terms, "log_p_hat"), paper.value if paper else None))
+    return gained
 
 
 def samples(report: Report) -> Card:
@@ -270,8 +270,8 @@ def posterior(report: Report) -> Card:
 
 
 def _ratio(logs: Sequence[Estimate | None]) -> list[float]:
-    found = [one.value for one in logs if one is not None]
-    return [float(np.exp(found[1] - found[0]))] if len(found) == 2 else []
+    values = [one.value for one in logs if one is not None]
+    return [float(np.exp(values[1] - values[0]))] if len(values) == 2 else []
 
 
 def best_m(values: dict[int, float]) -> int | None:

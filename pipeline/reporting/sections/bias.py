@@ -75,8 +75,8 @@ def log_mean(results: list[RunResult]) -> Figure:
                 lambda log_w: np.logaddexp.reduce(log_w, 1) - np.log(log_w.shape[1]),
             ),
         ):
-            found = [_of_estimates(average(_log_weights(int(count)))) for count in counts]
-            mean, low, high = (np.array([one[key] for one in found]) for key in ("mean", "low", "high"))
+            intervals = [_of_estimates(average(_log_weights(int(count)))) for count in counts]
+            mean, low, high = (np.array([one[key] for one in intervals]) for key in ("mean", "low", "high"))
             colour = colour_of(objective)
             axes[0].fill_between(counts, low, high, color=colour, alpha=0.18, lw=0)
             axes[0].plot(counts, mean, color=colour, marker=MARKERS[objective], ms=5, label=label)
@@ -238,15 +238,15 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
     )
     with open_canvas(name, 10.5, 0.4 + 2.9 * len(depths)) as canvas:
         for ax, layers in zip(canvas.subplots(len(depths), 1, squeeze=False)[:, 0], depths, strict=True):
-            own = [run for run in runs if run.spec.layers == layers]
-            labels = [_short_name(Setting.of(run.spec), sweep) for run in own]
+            runs_of_depth = [run for run in runs if run.spec.layers == layers]
+            labels = [_short_name(Setting.of(run.spec), sweep) for run in runs_of_depth]
             long = pd.concat(
                 [
                     pd.DataFrame({"setting": label, "ess": run.arrays["ess_64"]})
-                    for label, run in zip(labels, own, strict=True)
+                    for label, run in zip(labels, runs_of_depth, strict=True)
                 ]
             )
-            palette = {label: colour_of(run.spec.objective) for label, run in zip(labels, own, strict=True)}
+            palette = {label: colour_of(run.spec.objective) for label, run in zip(labels, runs_of_depth, strict=True)}
             shape: dict[str, Any] = {"inner": "quart", "cut": 0, "density_norm": "width", "linewidth": 0.8}
             sns.violinplot(long, x="setting", y="ess", hue="setting", palette=palette, ax=ax, gridsize=60, **shape)
             top = min(1.0, 1.1 * max(run.arrays["ess_64"].max() for run in runs))

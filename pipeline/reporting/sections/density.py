@@ -192,9 +192,9 @@ def _minus_iwae(cells: Cells, row: Row) -> Effect | None:
 def _burda_rows(cells: Cells, dataset: str, layers: int) -> dict[str, dict[int, Cell]]:
     """Row heading (objective and parameter) -> T -> cell, of the experiments in Burda's setting."""
     rows: dict[str, dict[int, Cell]] = {}
-    for place, found in cells.items():
+    for place, place_cells in cells.items():
         if (place.dataset, place.layers) == (dataset, layers) and place.experiment in BURDA_EXPERIMENTS:
-            rows.setdefault(with_parameter(place.setting), {}).setdefault(place.setting.T, found[0])
+            rows.setdefault(with_parameter(place.setting), {}).setdefault(place.setting.T, place_cells[0])
     return rows
 
 
@@ -287,13 +287,13 @@ def objectives_figure(cells: Cells) -> Figure:
     with open_canvas(name, min(10.8, 1.2 + 2.6 * max(2, len(panels))), 4.6) as canvas:
         axes = canvas.subplots(2, len(panels), sharex=True, squeeze=False)
         for column, panel in enumerate(panels):
-            own = data[_of_panel(data, panel)]
+            panel_rows = data[_of_panel(data, panel)]
             for ax, (ours, error, paper) in zip(
                 axes[:, column],
                 (("gain", "gain_half_width", "paper_gain"), ("units", None, "paper_units")),
                 strict=True,
             ):
-                _objective_lines(ax, own, ours, error, paper)
+                _objective_lines(ax, panel_rows, ours, error, paper)
             axes[0, column].set_title(panel_title(*panel))
             axes[0, column].axhline(0, color=INK, lw=0.8)
             axes[1, column].set_xlabel("samples k (T = M × K)")
@@ -352,13 +352,13 @@ def _objectives_data(cells: Cells) -> pd.DataFrame:
 
 def _objective_lines(ax: Axes, data: pd.DataFrame, ours: str, error: str | None, paper: str) -> None:
     for i, (heading, objective) in enumerate(OBJECTIVES.items()):
-        own = data[data["objective"] == heading]
-        x = np.arange(len(own)) + DODGE * (i - 2)
+        curve = data[data["objective"] == heading]
+        x = np.arange(len(curve)) + DODGE * (i - 2)
         style: dict[str, Any] = {"color": colour_of(objective), "marker": MARKERS[objective], "ms": 5}
         for key, more in ((paper, {"mfc": "none", "ls": ":", "lw": 1}), (ours, {"lw": 1.4})):
-            known = own[key].notna().to_numpy()
-            bars = None if error is None or key != ours else own[error].to_numpy()[known]
-            ax.errorbar(x[known], own[key].to_numpy()[known], yerr=bars, **style, **more)
+            known = curve[key].notna().to_numpy()
+            bars = None if error is None or key != ours else curve[error].to_numpy()[known]
+            ax.errorbar(x[known], curve[key].to_numpy()[known], yerr=bars, **style, **more)
     ax.set_xticks(range(len(BURDA_KS)), [str(k) for k in BURDA_KS])
     ax.grid(axis="y", color=GRID)
 

@@ -133,13 +133,13 @@ def series_figure(report: Report) -> Figure | None:
         {
             "cohort": run.cohort,
             "run": run.spec.name,
-            "epochs": own.epochs,
-            "nll": value_of(own.metrics, "nll"),
-            "active_units": value_of(own.metrics, "active_units"),
+            "epochs": waypoint.epochs,
+            "nll": value_of(waypoint.metrics, "nll"),
+            "active_units": value_of(waypoint.metrics, "active_units"),
             "under_way": run.is_under_way,
         }
         for run in runs
-        for own in at_waypoints(run)
+        for waypoint in at_waypoints(run)
     ]
     data = pd.DataFrame(rows).astype({"nll": float, "active_units": float})
     panels = sorted(
@@ -149,9 +149,9 @@ def series_figure(report: Report) -> Figure | None:
         axes = canvas.subplots(2, len(panels), sharex=True, squeeze=False)
         for column, panel in zip(axes.T, panels, strict=True):
             for run in (run for run in runs if (run.spec.dataset, run.spec.layers) == panel):
-                own = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
+                series = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
                 for ax, metric in zip(column, ("nll", "active_units"), strict=True):
-                    _series_line(ax, own, metric, run)
+                    _series_line(ax, series, metric, run)
             column[0].set(title=panel_title(*panel))
             epochs_axis(column[1], data["epochs"])
             column[1].set_xlabel("epochs")
@@ -201,12 +201,12 @@ def _series_line(ax: Axes, rows: pd.DataFrame, metric: str, run: RunResult) -> N
 
 def by_depth(report: Report) -> dict[int, list[RunResult]]:
     """Whole epochs -> the runs as they were then, of every depth at which more than one was evaluated."""
-    found: dict[int, list[RunResult]] = {}
+    depths: dict[int, list[RunResult]] = {}
     for run in (*report.results, *report.under_way):
-        for own in at_waypoints(run):
-            if own.epochs >= 1 and own.is_finished and value_of(own.metrics, "nll") is not None:
-                found.setdefault(round(own.epochs), []).append(own)
-    return {epochs: runs for epochs, runs in sorted(found.items()) if len(runs) > 1}
+        for waypoint in at_waypoints(run):
+            if waypoint.epochs >= 1 and waypoint.is_finished and value_of(waypoint.metrics, "nll") is not None:
+                depths.setdefault(round(waypoint.epochs), []).append(waypoint)
+    return {epochs: runs for epochs, runs in sorted(depths.items()) if len(runs) > 1}
 
 
 def claims_by_depth(report: Report) -> pd.DataFrame:
@@ -239,9 +239,9 @@ def claims_figure(data: pd.DataFrame) -> Figure | None:
     with open_canvas(name, 1.2 + 3.2 * max(2, wide), 2.9 * high) as canvas:
         axes = canvas.subplots(high, wide, squeeze=False)
         for ax, family in zip(axes.flat, families, strict=False):
-            own = data[data["family"] == family]
+            family_claims = data[data["family"] == family]
             ax.axhline(0, color=INK, lw=0.8)
-            for _, rows in own.groupby("claim", sort=False):
+            for _, rows in family_claims.groupby("claim", sort=False):
                 bars = [rows["effect"] - rows["low"], rows["high"] - rows["effect"]]
                 ax.errorbar(rows["epochs"], rows["effect"], yerr=bars, color=INK, marker="o", ms=3.5, lw=0.9, alpha=0.6)
                 ax.plot(FULL, rows["paper_effect"].iloc[0], "o", color=INK, mfc="none", ms=5)
@@ -271,11 +271,13 @@ def claims_table(data: pd.DataFrame) -> Table | None:
     for family in (family for family in SHOWN_FAMILIES if (data["family"] == family).any()):
         shown: dict[str, str] = {"family": family}
         for epochs in depths:
-            own = data[(data["family"] == family) & (data["epochs"] == epochs)]
-            holds, fails = (own["decision"].str.startswith(word) for word in ("holds", "does not hold"))
-            shown[f"{epochs:,} epochs"] = f"{holds.sum()} hold, {fails.sum()} not, of {len(own)}" if len(own) else DASH
+            claims = data[(data["family"] == family) & (data["epochs"] == epochs)]
+            holds, fails = (claims["decision"].str.startswith(word) for word in ("holds", "does not hold"))
+            shown[f"{epochs:,} epochs"] = (
+                f"{holds.sum()} hold, {fails.sum()} not, of {len(claims)}" if len(claims) else DASH
+            )
             counted.append(
-                {"family": family, "epochs": epochs, "holds": holds.sum(), "fails": fails.sum(), "of": len(own)}
+                {"family": family, "epochs": epochs, "holds": holds.sum(), "fails": fails.sum(), "of": len(claims)}
             )
         rows.append(shown)
     caption = (

@@ -19,7 +19,7 @@ CAPTION = (
 
 def _compared(cells: Cells) -> list[Compared]:
     """Every cell of the experiment by dataset, depth and sample count, IWAE first."""
-    found = []
+    compared = []
     for place in sorted(
         (place for place in cells if place.experiment == EXPERIMENT),
         key=lambda p: (p.dataset, p.layers, p.setting.T, p.setting.objective != "iwae", with_parameter(p.setting)),
@@ -27,8 +27,8 @@ def _compared(cells: Cells) -> list[Compared]:
         iwae = Place(EXPERIMENT, place.dataset, place.layers, Setting("iwae", 1, place.setting.T))
         group = f"{dataset_name(place.dataset)}, {layers_name(place.layers)}, k = {place.setting.T}"
         reference = None if place == iwae else find(cells, iwae)
-        found += [Compared(group, with_parameter(place.setting), cell, reference) for cell in cells[place]]
-    return found
+        compared += [Compared(group, with_parameter(place.setting), cell, reference) for cell in cells[place]]
+    return compared
 
 
 def table(cells: Cells) -> Table | None:

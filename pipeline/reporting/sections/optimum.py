@@ -28,27 +28,27 @@ def optimum_table(cells: Cells) -> Table | None:
             points = sweep_points(cells, objective, metric)
             if points is None:
                 continue
-            found, paper = optimum(points, metric), papers_best(objective, metric)
+            ours, paper = optimum(points, metric), papers_best(objective, metric)
             rows.append(
                 {
                     "objective": objective,
                     "metric": metric,
-                    "best_M": found.best,
-                    "low": found.low,
-                    "high": found.high,
-                    "interior": found.interior,
-                    "assumed_spread": found.assumed,
+                    "best_M": ours.best,
+                    "low": ours.low,
+                    "high": ours.high,
+                    "interior": ours.interior,
+                    "assumed_spread": ours.assumed,
                     "paper_best_M": paper,
-                    **{f"share_M{M}": share for M, share in found.shares},
+                    **{f"share_M{M}": share for M, share in ours.shares},
                 }
             )
             shown.append(
                 {
                     "metric": METRIC_TABLE[metric].title,
-                    "best M": str(found.best),
-                    "95 % interval": f"{found.low} to {found.high}",
-                    "within noise of the best": ", ".join(map(str, found.within_noise)),
-                    "interior": f"{found.interior:.0%}",
+                    "best M": str(ours.best),
+                    "95 % interval": f"{ours.low} to {ours.high}",
+                    "within noise of the best": ", ".join(map(str, ours.within_noise)),
+                    "interior": f"{ours.interior:.0%}",
                     "paper's best M": DASH if paper is None else str(paper),
                 }
             )

@@ -76,9 +76,14 @@ def heatmaps(cells: Cells) -> Figure | MissingFigure:
     data = data[data["metric"].isin(shown)]
     with open_canvas(name, 10.5, 0.4 + 3.5 * len(shown)) as canvas:
         for row, metric in zip(canvas.subplots(len(shown), 2, squeeze=False), shown, strict=True):
-            own = data[data["metric"] == metric]
+            metric_rows = data[data["metric"] == metric]
             for ax, objective in zip(row, OBJECTIVES, strict=True):
-                _panel(ax, own[own["objective"] == objective], metric, (own["ours"].min(), own["ours"].max()))
+                _panel(
+                    ax,
+                    metric_rows[metric_rows["objective"] == objective],
+                    metric,
+                    (metric_rows["ours"].min(), metric_rows["ours"].max()),
+                )
                 ax.set_title(f"{METRIC_TABLE[metric].title}, {objective_name(objective)}", loc="left")
             row[0].set_ylabel("M (groups)")
             if bar := row[1].collections[0].colorbar:

@@ -103,9 +103,9 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
             ax.spines[:].set_visible(False)
         rows[0][0].set_ylabel("image x")
         for above, below, run in zip(rows[1::2], rows[2::2], runs, strict=True):
-            own = {key: run.arrays[f"posterior/{key}"].astype(float) for key in GRID_FIELDS}
+            grids = {key: run.arrays[f"posterior/{key}"].astype(float) for key in GRID_FIELDS}
             for n in range(count):
-                grid = {key: value[n] for key, value in own.items()}
+                grid = {key: value[n] for key, value in grids.items()}
                 _posterior_panel(above[n], grid, half)
                 above[n].set_title(f"KL(q‖p) = {grid['kl_q_p']:.1f} nats", fontsize=8.5)
                 _decoded_row(below[n], run, 2 * n)
@@ -115,11 +115,11 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
                         "cohort": run.cohort,
                         "run": run.spec.name,
                         "digit": int(labels[n]),
-                        **{f"q_mean_{i + 1}": own["q_mean"][n, i] for i in (0, 1)},
-                        **{f"q_sd_{i + 1}": own["q_sd"][n, i] for i in (0, 1)},
+                        **{f"q_mean_{i + 1}": grids["q_mean"][n, i] for i in (0, 1)},
+                        **{f"q_sd_{i + 1}": grids["q_sd"][n, i] for i in (0, 1)},
                         **_posterior_moments(grid),
-                        "log_p": own["log_p"][n],
-                        "kl_q_p": own["kl_q_p"][n],
+                        "log_p": grids["log_p"][n],
+                        "kl_q_p": grids["kl_q_p"][n],
                     }
                 )
             above[0].set_ylabel(model_name(run))
@@ -487,17 +487,17 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         if (values := run_images(run, metric)) is not None and len(values)
     ]
     data = pd.DataFrame(records)
-    measures = {metric: own for metric, own in MEASURES.items() if metric in set(data["metric"])}
+    measures = {metric: measure for metric, measure in MEASURES.items() if metric in set(data["metric"])}
     styles = {"VAE k = 1": ("vae", "o"), "IWAE k = 5": ("iwae", "s"), "IWAE k = 50": ("iwae", "P")}
     with open_canvas(name, 10, 1.3 + 0.62 * len(groups)) as canvas:
         axes = canvas.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for ax, (metric, (label, shown)) in zip(axes, measures.items(), strict=True):
             for model, (objective, marker) in styles.items():
-                own = data[(data["metric"] == metric) & (data["model"] == model)]
+                intervals = data[(data["metric"] == metric) & (data["model"] == model)]
                 if model not in set(data["model"]):
                     continue
-                y = [list(groups).index(group) + 0.22 * (list(styles).index(model) - 1) for group in own["group"]]
-                low, value, high = (shown(own[key].to_numpy()) for key in ("low", "mean", "high"))
+                y = [list(groups).index(group) + 0.22 * (list(styles).index(model) - 1) for group in intervals["group"]]
+                low, value, high = (shown(intervals[key].to_numpy()) for key in ("low", "mean", "high"))
                 style: dict[str, Any] = {"fmt": marker, "ms": 5, "color": colour_of(objective), "lw": 1.3}
                 ax.errorbar(value, y, xerr=[value - low, high - value], label=model, **style)
             ax.set_xlabel(label)

@@ -216,7 +216,7 @@ def protocol(results: Sequence[RunResult]) -> Table:
     titles = {name: f"{name} (used here)" if name in used else name for name in PROTOCOLS}
     details = list(next(iter(fields.values())))
     rows = [
-        {"detail": detail.replace("_", " "), **{titles[name]: own[detail] for name, own in fields.items()}}
+        {"detail": detail.replace("_", " "), **{titles[name]: values[detail] for name, values in fields.items()}}
         for detail in details
     ]
     caption = "Details on which the paper's text (paper) and the authors' code (published-code) differ."
@@ -262,14 +262,14 @@ def measured(results: list[RunResult]) -> str:
         if values := [int(run.metrics[key]) for run in finished if key in run.metrics]:
             parts.append(f"{_spread(values)} {words}")
     seeds = _spread(
-        [len({run.spec.seed for run in cell.runs}) for found in gather(finished).values() for cell in found]
+        [len({run.spec.seed for run in cell.runs}) for place_cells in gather(finished).values() for cell in place_cells]
     )
     return ", ".join([*parts, "1 seed" if seeds == "1" else f"{seeds} seeds"])
 
 
 def deviations(results: Sequence[RunResult]) -> list[str]:
     """Where these results depart from what the papers did, one sentence each."""
-    found = []
+    sentences = []
     epochs = sum(stage.epochs for stage in burda_schedule(True))
     cut = [
         run
@@ -278,7 +278,7 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
     ]
     if cut:
         wanted = [epochs * run.spec.steps_per_epoch for run in cut]
-        found.append(
+        sentences.append(
             f"Training stops early: {_spread([run.spec.total_steps for run in cut])} updates in place of "
             f"{_spread(wanted)} ({epochs:,} epochs)."
         )
@@ -287,24 +287,24 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
         counts = run.training.get("data", {}).get("counts", {}).get("test_images")
         if "test_images" in run.metrics and counts is not None and run.metrics["test_images"] < counts:
             fewer.setdefault(int(counts), set()).add(int(run.metrics["test_images"]))
-    found += [f"NLL over {_spread(list(few))} of the {all_:,} test images." for all_, few in sorted(fewer.items())]
+    sentences += [f"NLL over {_spread(list(few))} of the {all_:,} test images." for all_, few in sorted(fewer.items())]
     paper = asdict(PROTOCOLS["paper-text"])
     whole = {run.spec.protocol_name: run.spec.protocol for run in results if run.spec.protocol_name in PROTOCOLS}
     for name, used in whole.items():
         other = [key.replace("_", " ") for key, value in asdict(used).items() if value != paper[key]]
         if other:
-            found.append(f"Protocol {name} differs from the paper's text in: {', '.join(other)}.")
+            sentences.append(f"Protocol {name} differs from the paper's text in: {', '.join(other)}.")
     for precision in dict.fromkeys(run.spec.precision for run in results if run.spec.precision != "float32"):
-        found.append(f"Matrix products in {precision}.")
+        sentences.append(f"Matrix products in {precision}.")
     seeds = [
         len({run.spec.seed for run in runs})
         for runs in by_cohort(results).values()
         if runs[0].experiment == "rainforth-table1"
     ]
     if seeds and min(seeds) < RAINFORTH_SEEDS:
-        found.append(f"Rainforth et al. average {RAINFORTH_SEEDS} runs; here {_spread(seeds)} of each setting.")
+        sentences.append(f"Rainforth et al. average {RAINFORTH_SEEDS} runs; here {_spread(seeds)} of each setting.")
     if results:
-        found.append(
+        sentences.append(
             "Random numbers, the test set's binarization among them, come from another generator than the authors'."
         )
-    return found
+    return sentences

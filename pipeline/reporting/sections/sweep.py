@@ -225,10 +225,10 @@ def _sweep_line(ax: Axes, rows: pd.DataFrame, family: str) -> None:
         ax.errorbar(ours["position"], ours["difference"], yerr=ours["half_width"], lw=1.4, **style)
     ax.plot(paper["position"], paper["paper_difference"], ls=":", lw=1, color=style["color"])
     for verified, ls in ((True, "-"), (False, ":")):
-        own = paper[paper["paper_verified"] == verified]
+        points = paper[paper["paper_verified"] == verified]
         size = 5.5**2
         hollow: dict[str, Any] = {"facecolor": "none", "edgecolor": style["color"], "ls": ls, "zorder": 3}
-        ax.scatter(own["position"], own["paper_difference"], s=size, marker=style["marker"], **hollow)
+        ax.scatter(points["position"], points["paper_difference"], s=size, marker=style["marker"], **hollow)
 
 
 def section(report: Report) -> Section:

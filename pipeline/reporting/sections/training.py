@@ -122,12 +122,12 @@ def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigur
     with open_canvas(name, 11, 0.5 + 3.0 * len(depths)) as canvas:
         axes = canvas.subplots(len(depths), 3, squeeze=False)
         for row, layers in zip(axes, depths, strict=True):
-            own = [run for run in runs if run.spec.layers == layers]
+            runs_of_depth = [run for run in runs if run.spec.layers == layers]
             for ax, (key, heading) in zip(row, CURVES.items(), strict=True):
-                for run in own:
+                for run in runs_of_depth:
                     curve = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
                     ax.plot(curve["epoch"], smoothed(curve[key]), lw=1.1, **curve_style(run, sweep=False))
-                shown = data[data["cohort"].isin({run.cohort for run in own})][key].to_numpy()
+                shown = data[data["cohort"].isin({run.cohort for run in runs_of_depth})][key].to_numpy()
                 low, high = np.nanpercentile(shown, [12, 100])
                 ax.set_ylim(low, high + 0.05 * (high - low))
                 ax.set(xscale="log", title=f"{heading}, {layers_name(layers)}", xlabel="epoch")
@@ -192,11 +192,11 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
     """Test NLL minus training NLL of every cell that has both, beside the paper's range."""
     name, title = "train_minus_test", "Do the models overfit?"
     rows: list[dict[str, Any]] = []
-    for place, found in cells.items():
-        test, train = estimate(found[0], "nll"), estimate(found[0], "train_nll")
+    for place, place_cells in cells.items():
+        test, train = estimate(place_cells[0], "nll"), estimate(place_cells[0], "train_nll")
         if test is None or train is None or place.experiment not in (*BURDA_EXPERIMENTS, "two-dimensional"):
             continue
-        errors = [run.metrics.get("train_nll_se") for run in found[0].finished]
+        errors = [run.metrics.get("train_nll_se") for run in place_cells[0].finished]
         known = [error for error in errors if error is not None]
         # The two errors are over different images; over seeds of one cell they are shared.
         se = float(np.hypot(test.se or 0.0, np.mean(known))) if known else None
@@ -207,7 +207,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
                 "layers": place.layers,
                 "setting": f"{with_parameter(place.setting)}, k = {place.setting.T}",
                 "objective": place.setting.objective,
-                "rank": run_order(found[0].finished[0]),
+                "rank": run_order(place_cells[0].finished[0]),
                 "gap": test.value - train.value,
                 "standard_error": se,
             }
@@ -222,22 +222,22 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
     with open_canvas(name, 8.6, 1.1 + 0.24 * sum(heights) + 0.6 * len(datasets)) as canvas:
         axes = canvas.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, dataset in zip(axes, datasets, strict=True):
-            own = data[data["dataset"] == dataset].reset_index(drop=True)
+            gaps = data[data["dataset"] == dataset].reset_index(drop=True)
             if dataset in OVERFITTING_NATS:
                 low, high = OVERFITTING_NATS[dataset]
                 band = f"paper: {low} to {high}"
                 ax.axvspan(low, high, color=colour_of("ciwae"), alpha=0.35, lw=0, label=band)
                 ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
-            for y, row in enumerate(own.to_dict("records")):
+            for y, row in enumerate(gaps.to_dict("records")):
                 error = None if pd.isna(row["standard_error"]) else 1.96 * row["standard_error"]
                 ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=colour_of(row["objective"]))
             labels = [
                 f"{row['setting']}, " + ("2 latent units" if row["experiment"] == "two-dimensional" else depth)
-                for row in own.to_dict("records")
+                for row in gaps.to_dict("records")
                 for depth in [layers_name(row["layers"])]
             ]
-            ax.set_yticks(range(len(own)), labels, fontsize=SMALL)
-            ax.set_ylim(len(own) - 0.4, -0.6)
+            ax.set_yticks(range(len(gaps)), labels, fontsize=SMALL)
+            ax.set_ylim(len(gaps) - 0.4, -0.6)
             ax.axvline(0, color=INK, lw=0.8)
             ax.set_title(dataset_name(dataset), loc="left")
             ax.grid(axis="x", color=GRID)
@@ -272,11 +272,11 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     with open_canvas(name, 5.2 * len(depths) + (0 if len(depths) > 1 else 1.5), 3.9) as canvas:
         axes = canvas.subplots(1, len(depths), squeeze=False)[0]
         for ax, layers in zip(axes, depths, strict=True):
-            own = [run for run in runs if run.spec.layers == layers]
-            for run in own:
+            runs_of_depth = [run for run in runs if run.spec.layers == layers]
+            for run in runs_of_depth:
                 curve = curves[run.cell]
                 ax.plot(curve["seconds"] / units[unit], curve["iwae"], lw=1.1, **curve_style(run, sweep))
-            shown = np.concatenate([curves[run.cell]["iwae"].to_numpy() for run in own])
+            shown = np.concatenate([curves[run.cell]["iwae"].to_numpy() for run in runs_of_depth])
             low, high = np.nanpercentile(shown, [12, 100])
             ax.set(ylim=(low, high + 0.05 * (high - low)), xscale="log", xlabel=f"{unit} of training")
             plain_log_axis(ax.xaxis)

@@ -53,7 +53,7 @@ NLL_ORDER, UNITS_ORDER = "order by NLL", "order by units"
 def by_dataset(known: Sequence[Way]) -> dict[str, list[Way]]:
     """In the catalogue's order; NLL of different datasets are not to be ranked together."""
     names = [*DATASETS, *sorted({way.dataset for way in known} - set(DATASETS))]
-    return {name: own for name in names if (own := [way for way in known if way.dataset == name])}
+    return {name: dataset_ways for name in names if (dataset_ways := [way for way in known if way.dataset == name])}
 
 
 def cell_label(way: Way) -> str:
@@ -88,30 +88,30 @@ def statement(known: Sequence[Way]) -> str:
     """What is known of the question, in words, with how far it goes."""
     if not known:
         return "No cell of this scale is at its end with a waypoint before it: nothing can be predicted yet."
-    return " ".join(_of_dataset(name, own) for name, own in by_dataset(known).items())
+    return " ".join(_of_dataset(name, dataset_ways) for name, dataset_ways in by_dataset(known).items())
 
 
-def _of_dataset(name: str, own: Sequence[Way]) -> str:
-    end = max(way.passed[-1].epochs for way in own)
-    last = max(one.epochs for way in own for one in way.passed[:-1])
-    since = agrees_from(own, AGREES)
+def _of_dataset(name: str, known: Sequence[Way]) -> str:
+    end = max(way.passed[-1].epochs for way in known)
+    last = max(one.epochs for way in known for one in way.passed[:-1])
+    since = agrees_from(known, AGREES)
     at = last if since is None else since
-    passed = [one for way in own if (one := way.at(at))]
+    passed = [one for way in known if (one := way.at(at))]
     far = f"{gaps_in_words([one.nll_gap for one in passed], nats)} nats"
-    units = f"{gaps_in_words([one.units_gap for one in passed], units_writer(own))} active units"
+    units = f"{gaps_in_words([one.units_gap for one in passed], units_writer(known))} active units"
     place = f"After {whole_epochs(at)} of {whole_epochs(end)} epochs"
-    if len(own) < LEAST_CELLS:
-        which = f"the one cell at its end ({cell_label(own[0])})" if len(own) == 1 else f"{len(own)} cells"
-        less = "one cell says" if len(own) == 1 else "two cells say"
-        subject = which if len(own) == 1 else f"{which} on {dataset_name(name)}"
+    if len(known) < LEAST_CELLS:
+        which = f"the one cell at its end ({cell_label(known[0])})" if len(known) == 1 else f"{len(known)} cells"
+        less = "one cell says" if len(known) == 1 else "two cells say"
+        subject = which if len(known) == 1 else f"{which} on {dataset_name(name)}"
         return f"{place} {subject} stood {far} and {units} from the end; {less} nothing of the others."
     if since is None:
         return (
-            f"{place} the order of {len(own)} cells on {dataset_name(name)} is not yet that of their ends (rank "
+            f"{place} the order of {len(known)} cells on {dataset_name(name)} is not yet that of their ends (rank "
             f"correlation below {AGREES}): they stood {far} and {units} from them."
         )
     return (
-        f"From {whole_epochs(at)} of {whole_epochs(end)} epochs on the order of {len(own)} cells on "
+        f"From {whole_epochs(at)} of {whole_epochs(end)} epochs on the order of {len(known)} cells on "
         f"{dataset_name(name)} is nearly that of their ends (rank correlation {AGREES} or more), though they stood "
         f"{far} and {units} from them."
     )
@@ -122,11 +122,11 @@ def distance_table(known: Sequence[Way]) -> Table | None:
     if not known:
         return None
     rows, data, groups = [], [], []
-    for name, own in by_dataset(known).items():
-        write_units = units_writer(own)
-        for epochs in _before_end(own):
-            passed = [one for way in own if (one := way.at(epochs))]
-            agreed = agreement(own, epochs)
+    for name, dataset_ways in by_dataset(known).items():
+        write_units = units_writer(dataset_ways)
+        for epochs in _before_end(dataset_ways):
+            passed = [one for way in dataset_ways if (one := way.at(epochs))]
+            agreed = agreement(dataset_ways, epochs)
             rows.append(
                 {
                     "epochs": whole_epochs(epochs),
@@ -179,8 +179,8 @@ def series_table(runs: Sequence[RunResult]) -> Table | None:
     if not chosen:
         return None
     chosen.sort(key=lambda run: (run.experiment, run.spec.dataset, run.spec.layers, run.spec.T, run.spec.name))
-    series = [{own.epochs: own for own in at_waypoints(run) if own.is_finished} for run in chosen]
-    depths = sorted({epochs for own in series for epochs in own})
+    series = [{state.epochs: state for state in at_waypoints(run) if state.is_finished} for run in chosen]
+    depths = sorted({epochs for states in series for epochs in states})
     rows, data, groups = [], [], []
     for run, states in zip(chosen, series, strict=True):
         row: dict[str, str] = {"run": f"{setting_name(Setting.of(run.spec))}, seed {run.spec.seed}"}
@@ -228,14 +228,18 @@ def distance_figure(known: Sequence[Way]) -> Figure | None:
         ]
     ).astype({"nll_gap": float, "nll_gap_se": float, "units_gap": float})
     agreed = {
-        dataset: [(at, found.nll) for at in _before_end(own) if (found := agreement(own, at)) and found.nll is not None]
-        for dataset, own in datasets.items()
+        dataset: [
+            (at, order.nll)
+            for at in _before_end(dataset_ways)
+            if (order := agreement(dataset_ways, at)) and order.nll is not None
+        ]
+        for dataset, dataset_ways in datasets.items()
     }
     rows = 3 if any(agreed.values()) else 2
     with open_canvas(name, min(10.8, 1.4 + 2.9 * max(2, len(datasets))), 0.8 + 2.1 * rows) as canvas:
         axes = canvas.subplots(rows, len(datasets), sharex=True, sharey="row", squeeze=False)
-        for column, (dataset, own) in zip(axes.T, datasets.items(), strict=True):
-            for way in own:
+        for column, (dataset, dataset_ways) in zip(axes.T, datasets.items(), strict=True):
+            for way in dataset_ways:
                 _gap_line(column[0], way.passed, lambda one: one.nll_gap, way)
                 _gap_line(column[1], way.passed, lambda one: one.units_gap, way)
             for ax in column[:2]:
@@ -275,8 +279,8 @@ def _above(data: pd.DataFrame) -> float:
     return 1.6 * float(max(1.0, data["nll_gap"].max()))
 
 
-def _before_end(own: Sequence[Way]) -> list[int]:
-    return sorted({one.epochs for way in own for one in way.passed[:-1]})
+def _before_end(known: Sequence[Way]) -> list[int]:
+    return sorted({one.epochs for way in known for one in way.passed[:-1]})
 
 
 def _agreement_line(ax: Axes, points: Sequence[tuple[int, float]]) -> None:
