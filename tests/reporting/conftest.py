@@ -91,8 +91,8 @@ def fabricate(
         return RunResult(*base, status, training, evaluation, {}, {})
     target = 150.0 - np.log(K) if nll is None else nll
     difficulty = np.random.default_rng(1).normal(0, 15, images)
-    own = rng.normal(0, noise, images)
-    log_p_hat = difficulty - difficulty.mean() + own - own.mean() - target
+    deviation = rng.normal(0, noise, images)
+    log_p_hat = difficulty - difficulty.mean() + deviation - deviation.mean() - target
     bound = log_p_hat - 1.0 - rng.gamma(2, 0.1, images) if iwae_64 is None else log_p_hat + (iwae_64 + target)
     ess = rng.beta(2, 5, images)
     points = np.unique(np.geomspace(1, 300, 60).astype(int))
@@ -302,8 +302,8 @@ def report(quick: list[RunResult], tmp_path_factory: pytest.TempPathFactory) -> 
     (root / "paper").mkdir()
     (root / "paper" / "index.html").write_text("<!DOCTYPE html><title>paper</title><h1>paper</h1>", encoding="utf-8")
     for cohort in dict.fromkeys(run.cohort for run in quick):
-        own = [run for run in quick if run.cohort == cohort]
-        save_results(folder / "results" / cohort.partition("/")[2], own)
+        runs = [run for run in quick if run.cohort == cohort]
+        save_results(folder / "results" / cohort.partition("/")[2], runs)
     build_report(quick, "quick", folder, scales=SCALES)
     return folder
 

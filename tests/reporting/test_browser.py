@@ -21,13 +21,13 @@ MINUS = "−"
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
         pytest.skip("no Chromium to look at the page with; on Debian: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox refuses to work for root.
         sandbox = [] if os.geteuid() else ["--no-sandbox"]
-        chromium = driver.chromium.launch(executable_path=found, args=sandbox)
+        chromium = driver.chromium.launch(executable_path=program, args=sandbox)
         yield chromium
         chromium.close()
 

@@ -30,11 +30,11 @@ def test_bias_of_toy_and_trained_models(make: Make) -> None:
     assert sorted(toy["model"].unique()) == ["sigma 0.5", "sigma 1", "sigma 2"]
     last = toy[(toy["model"] == "sigma 1") & (toy["K"] == 64)].iloc[0]
     assert last["gap"] == pytest.approx(last["predicted"], rel=0.1)
-    own = data[(data["panel"] == "burda-table1") & (data["model"] == "IWAE k = 5")].set_index("K")
-    np.testing.assert_allclose(own["gap"], runs[0].arrays["bound_gaps"].astype(float).mean(0)[: len(own)])
+    trained = data[(data["panel"] == "burda-table1") & (data["model"] == "IWAE k = 5")].set_index("K")
+    np.testing.assert_allclose(trained["gap"], runs[0].arrays["bound_gaps"].astype(float).mean(0)[: len(trained)])
     variance = runs[0].arrays["relative_variance"].mean()
-    assert own.loc[8, "predicted"] == pytest.approx(variance / 2 * (1 / 8 - 1 / 5000), rel=1e-5)
-    assert own.index.max() == 512
+    assert trained.loc[8, "predicted"] == pytest.approx(variance / 2 * (1 / 8 - 1 / 5000), rel=1e-5)
+    assert trained.index.max() == 512
     # The last panel takes the half with the steadiest weights.
     half = data[data["panel"] == "two-dimensional"]
     assert set(half["images"]) == {20}
@@ -57,11 +57,11 @@ def test_gap_between_test_and_training(make: Make) -> None:
 def test_convergence_against_wall_time(make: Make) -> None:
     runs = [make("vae"), make("iwae", 1, 50), make("iwae", 1, 50, layers=2)]
     figure = drawn(convergence_in_time(runs, "mnist"))
-    own = figure.data[figure.data["run"] == "vae-M1-K1-s0"]
-    assert own["seconds"].is_monotonic_increasing
-    middle = len(own) // 2
-    kept = runs[0].arrays["history/iwae"][-len(own) :]
-    assert own["iwae"].iloc[middle] == pytest.approx(kept[middle - 4 : middle + 5].mean())
+    curve = figure.data[figure.data["run"] == "vae-M1-K1-s0"]
+    assert curve["seconds"].is_monotonic_increasing
+    middle = len(curve) // 2
+    kept = runs[0].arrays["history/iwae"][-len(curve) :]
+    assert curve["iwae"].iloc[middle] == pytest.approx(kept[middle - 4 : middle + 5].mean())
     assert "seconds of training" in figure.svg
     # Twelve seconds become twelve hours, and less than one second.
     for factor, unit in ((3600.0, "hours"), (1e-6, "seconds")):

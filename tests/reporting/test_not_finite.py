@@ -20,8 +20,8 @@ def through_disk(folder: Path, results: list[RunResult]) -> dict[str, RunResult]
     cohorts: dict[str, list[RunResult]] = {}
     for result in results:
         cohorts.setdefault(result.cohort, []).append(result)
-    for cohort, own in cohorts.items():
-        save_results(folder / cohort.partition("/")[2], own)
+    for cohort, runs in cohorts.items():
+        save_results(folder / cohort.partition("/")[2], runs)
     return {result.cell: result for result in load_results(folder)}
 
 
@@ -29,11 +29,11 @@ def through_disk(folder: Path, results: list[RunResult]) -> dict[str, RunResult]
 @pytest.mark.parametrize("value", VALUES)
 def test_a_run_whose_likelihood_is_no_number_has_diverged(name: str, value: float, tmp_path: Path) -> None:
     run = fabricate()
-    (found,) = through_disk(tmp_path, [replace(run, metrics=run.metrics | {name: value})]).values()
-    assert found.status == "diverged at step 300"
-    assert found.metrics == {}
-    assert all(key.startswith("history/") for key in found.arrays)
-    assert len(found.arrays["history/bound"]) == len(run.arrays["history/bound"])
+    (loaded,) = through_disk(tmp_path, [replace(run, metrics=run.metrics | {name: value})]).values()
+    assert loaded.status == "diverged at step 300"
+    assert loaded.metrics == {}
+    assert all(key.startswith("history/") for key in loaded.arrays)
+    assert len(loaded.arrays["history/bound"]) == len(run.arrays["history/bound"])
 
 
 @pytest.mark.parametrize("value", VALUES)
@@ -44,12 +44,12 @@ def test_what_else_is_no_number_is_left_out(value: float, tmp_path: Path) -> Non
     changed = replace(
         run, metrics=run.metrics | {"train_nll": value}, arrays=run.arrays | {"ess_64": ess, "history/elbo": elbo}
     )
-    (found,) = through_disk(tmp_path, [changed]).values()
-    assert found.status == "finished"
-    assert found.metrics == {name: number for name, number in run.metrics.items() if name != "train_nll"}
-    assert found.arrays.keys() == run.arrays.keys() - {"ess_64"}
+    (loaded,) = through_disk(tmp_path, [changed]).values()
+    assert loaded.status == "finished"
+    assert loaded.metrics == {name: number for name, number in run.metrics.items() if name != "train_nll"}
+    assert loaded.arrays.keys() == run.arrays.keys() - {"ess_64"}
     # The curves end where one of them stops being one.
-    assert {len(array) for name, array in found.arrays.items() if name.startswith("history/")} == {len(elbo) - 2}
+    assert {len(array) for name, array in loaded.arrays.items() if name.startswith("history/")} == {len(elbo) - 2}
 
 
 def test_the_report_survives_any_value_that_is_none(tmp_path: Path) -> None:

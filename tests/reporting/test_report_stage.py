@@ -33,8 +33,8 @@ def test_it_reports_what_is_on_disk(
     project: Path, make: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, stale = make(nll=123.45), make(nll=678.91, seed=7)
-    for own in (run, replace(stale, cohort=f"{stale.cohort}-s7")):
-        save_results(project / "reports" / own.cohort.replace("/", "/results/"), [own])
+    for result in (run, replace(stale, cohort=f"{stale.cohort}-s7")):
+        save_results(project / "reports" / result.cohort.replace("/", "/results/"), [result])
     scale, _, name = run.cohort.partition("/")
     cohort = CohortSpec(scale, run.experiment, name, (run.spec,))
     write_json(project / f"cohorts/{cohort.key}.json", cohort.to_json())

@@ -139,8 +139,8 @@ def test_the_banner_says_what_is_there_and_how_the_rest_is_made(make: Make) -> N
     ]
 
     def said(done: int, under_way: int = 0) -> tuple[str, str]:
-        own = gathered(runs[:done], "paper", Path("none"), planned, runs[done : done + under_way])
-        return caveat(own), command(own)
+        filling = gathered(runs[:done], "paper", Path("none"), planned, runs[done : done + under_way])
+        return caveat(filling), command(filling)
 
     assert said(0) == ("The pictures hold the papers' numbers: none of ours is there yet.", "make paper")
     assert said(0, 1)[0].startswith("No run is at its end yet: ours are in the pictures against epochs")
@@ -148,8 +148,8 @@ def test_the_banner_says_what_is_there_and_how_the_rest_is_made(make: Make) -> N
     assert said(1)[0].startswith("Measured with ")
     assert said(1)[1] == "make paper"
     assert said(len(runs))[1] == ""
-    own = gathered([], "mine", Path("none"), planned)
-    assert command(own) == "dvc repro report@mine"
+    empty = gathered([], "mine", Path("none"), planned)
+    assert command(empty) == "dvc repro report@mine"
 
 
 def test_a_picture_without_marks_is_none() -> None:

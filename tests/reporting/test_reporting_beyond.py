@@ -31,14 +31,14 @@ def compared(ours: list[RunResult], reference: list[RunResult]) -> Compared:
 def test_with_one_seed_the_images_are_paired_and_the_seeds_assumed(make: Make) -> None:
     stl, iwae = make("stl", 1, 5, nll=149.0, units=(14,), **LATER), make("iwae", 1, 5, nll=150.0, **LATER)
     one = compared([stl], [iwae])
-    found = difference(one, "nll")
-    assert found is not None
-    own = stl.arrays["log_p_hat"] - iwae.arrays["log_p_hat"]
-    assert found.value == pytest.approx(-1.0)
-    assert found.images == pytest.approx(1.96 * own.std(ddof=1) / np.sqrt(len(own)))
-    assert found.images < 0.2 < 1.96 * stl.metrics["nll_se"]
+    nll = difference(one, "nll")
+    assert nll is not None
+    per_image = stl.arrays["log_p_hat"] - iwae.arrays["log_p_hat"]
+    assert nll.value == pytest.approx(-1.0)
+    assert nll.images == pytest.approx(1.96 * per_image.std(ddof=1) / np.sqrt(len(per_image)))
+    assert nll.images < 0.2 < 1.96 * stl.metrics["nll_se"]
     # Student's t with 18 degrees of freedom: the spread is assumed, not known.
-    assert found.whole == pytest.approx(np.hypot(found.images, 2.100922 * np.sqrt(2) * 0.1))
+    assert nll.whole == pytest.approx(np.hypot(nll.images, 2.100922 * np.sqrt(2) * 0.1))
     units = difference(one, "active_units")
     assert units is not None
     assert (units.value, units.images) == (2, 0)
@@ -51,10 +51,10 @@ def test_with_several_seeds_runs_of_one_seed_are_paired(make: Make) -> None:
     iwae = [make("iwae", 1, 5, seed=s, nll=level, noise=0.0, **LATER) for s, level in enumerate(levels)]
     pairs = enumerate(zip(levels, effects, strict=True))
     stl = [make("stl", 1, 5, seed=s, nll=level + effect, noise=0.0, **LATER) for s, (level, effect) in pairs]
-    found = difference(compared(stl, iwae), "nll")
-    assert found is not None
-    assert found.value == pytest.approx(-1.0)
-    assert found.whole == pytest.approx(scipy.stats.t.ppf(0.975, 2) * 0.2 / np.sqrt(3), rel=1e-6)
+    nll = difference(compared(stl, iwae), "nll")
+    assert nll is not None
+    assert nll.value == pytest.approx(-1.0)
+    assert nll.whole == pytest.approx(scipy.stats.t.ppf(0.975, 2) * 0.2 / np.sqrt(3), rel=1e-6)
 
 
 def test_what_did_not_finish_has_no_difference(make: Make) -> None:

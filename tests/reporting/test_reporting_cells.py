@@ -64,9 +64,9 @@ def test_a_second_stage_finds_the_runs_it_continues(make: Make) -> None:
     second = make("iwae", 1, 50, experiment="burda-table2", continues=first[1].cell)
     cells = gather([*first, second])
     place = Place.of(first[0])
-    found = first_stage(cells, find(cells, Place.of(second)), place)
-    assert found is not None
-    assert found.runs == (first[1],)
+    continued = first_stage(cells, find(cells, Place.of(second)), place)
+    assert continued is not None
+    assert continued.runs == (first[1],)
     assert first_stage(cells, None, place) == find(cells, place)
 
 

@@ -59,10 +59,10 @@ def term(weight: float, *runs: RunResult) -> Term:
 def claim(
     results: list[RunResult], statement: str, scale: str = "paper", planned: Sequence[CohortSpec] = ()
 ) -> ClaimResult:
-    (found,) = [
+    (result,) = [
         r for r in decide_claims(gather(results), scale == "paper", planned) if r.statement.startswith(statement)
     ]
-    return found
+    return result
 
 
 def test_errors_are_paired_over_images(make: Make) -> None:
@@ -139,10 +139,10 @@ def test_what_assumed_spreads_rest_on() -> None:
     ]
     twice = [units("burda-table1", "mnist", *c) - units("burda-table3", "fixed-mnist", *c) for c in cells]
     twice.append(units("burda-table1", "omniglot", 2, "vae", 1) - units("burda-table1", "omniglot", 2, "iwae", 1))
-    found = spread_of_reruns(twice)
-    assert (len(cells), found.df) == (10, IN_UNITS.df)
-    assert found.sd == pytest.approx(0.85, abs=0.01)
-    low, high = found.interval()
+    rerun_spread = spread_of_reruns(twice)
+    assert (len(cells), rerun_spread.df) == (10, IN_UNITS.df)
+    assert rerun_spread.sd == pytest.approx(0.85, abs=0.01)
+    low, high = rerun_spread.interval()
     assert low < IN_UNITS.sd < high
 
 
@@ -192,12 +192,12 @@ def test_no_effect_without_spread_is_no_rejection() -> None:
     """It used to get p = 0, and so let a neighbour at p = 0.04 be tested at 5 % in place of 2.5 %."""
     nothing = Effect(0.0, 0.0, 0.0)
     neighbour = Effect(2.1, 0.0, 1.0)
-    found = judge(
+    results = judge(
         [Measured("one", OURS, name, "units", e, None, "", "") for name, e in (("a", nothing), ("b", neighbour))],
         judged=True,
     )
-    assert [one.p_value for one in found] == [1.0, pytest.approx(0.0357, abs=1e-4)]
-    assert [one.decision for one in found] == ["undecided", "undecided"]
+    assert [one.p_value for one in results] == [1.0, pytest.approx(0.0357, abs=1e-4)]
+    assert [one.decision for one in results] == ["undecided", "undecided"]
     (alone,) = judge([Measured("one", OURS, "b", "units", neighbour, None, "", "")], judged=True)
     assert alone.decision == "holds"
 
@@ -228,12 +228,12 @@ def grid_of(*runs: RunResult) -> list[CohortSpec]:
 
 def test_one_claim_of_a_family_has_the_plain_interval(make: Make) -> None:
     runs = [make("vae", 50, 1, nll=86.4), make("iwae", 1, 50, nll=84.8)]
-    found = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50", planned=grid_of(*runs))
-    assert found.effect is not None
+    result = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50", planned=grid_of(*runs))
+    assert result.effect is not None
     # Student's t with 18 degrees of freedom for the seeds, joined with the images.
-    half = np.hypot(1.96 * found.effect.image_se, 2.1009 * found.effect.seed_se)
-    assert found.low == pytest.approx(found.effect.value - half, abs=0.01)
-    assert found.high == pytest.approx(found.effect.value + half, abs=0.01)
+    half = np.hypot(1.96 * result.effect.image_se, 2.1009 * result.effect.seed_se)
+    assert result.low == pytest.approx(result.effect.value - half, abs=0.01)
+    assert result.high == pytest.approx(result.effect.value + half, abs=0.01)
 
 
 def test_the_family_is_what_is_planned_not_what_has_been_run(make: Make) -> None:
@@ -297,10 +297,10 @@ def test_a_wider_posterior_needs_seeds_to_be_decided(make: Make) -> None:
     assert beside.low is not None
     assert alone.low is not None
     assert beside.low < alone.low
-    found = claim(runs(4, 0.4), name)
-    assert (found.family, found.decision, found.unit) == (WIDER, "holds", "%")
-    assert found.effect is not None
-    assert found.effect.value == pytest.approx(100 * np.log(2), abs=3)
+    result = claim(runs(4, 0.4), name)
+    assert (result.family, result.decision, result.unit) == (WIDER, "holds", "%")
+    assert result.effect is not None
+    assert result.effect.value == pytest.approx(100 * np.log(2), abs=3)
     assert claim(runs(4, 0.1), name).decision == "does not hold"
     changed = claim(runs(4, 0.4), "MNIST, 2 latent units: decoded samples change the digit more often for IWAE k = 50")
     assert changed.family == CHANGES
@@ -327,11 +327,11 @@ def test_digits_change_only_where_the_image_is_read_rightly(make: Make) -> None:
 )
 def test_iwae_beats_vae(make: Make, iwae: float, expected: str) -> None:
     runs = [make("vae", 50, 1, nll=86.4, scale="paper"), make("iwae", 1, 50, nll=iwae, scale="paper")]
-    found = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50")
-    assert found.decision == expected
-    assert (found.family, found.by, found.support) == (BEATS, BURDA, "")
-    assert found.paper_effect == pytest.approx(86.35 - 84.78)
-    assert found.paper_se == pytest.approx(0.1 * np.sqrt(2))
+    result = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50")
+    assert result.decision == expected
+    assert (result.family, result.by, result.support) == (BEATS, BURDA, "")
+    assert result.paper_effect == pytest.approx(86.35 - 84.78)
+    assert result.paper_se == pytest.approx(0.1 * np.sqrt(2))
     assert claim(runs, "OMNIGLOT, 1 layer: IWAE beats VAE at k = 50").decision == "not run"
 
 
@@ -340,8 +340,8 @@ def test_iwae_beats_vae(make: Make, iwae: float, expected: str) -> None:
 )
 def test_more_samples_hardly_help_vae(make: Make, vae_50: float, expected: str) -> None:
     runs = [make(nll=86.8), make("vae", 50, 1, nll=vae_50), make("iwae", 1, 50, nll=84.8)]
-    found = claim(runs, "MNIST, 1 layer: VAE gains less than half")
-    assert (found.family, found.decision) == (SAMPLES_HARDLY_HELP, expected)
+    result = claim(runs, "MNIST, 1 layer: VAE gains less than half")
+    assert (result.family, result.decision) == (SAMPLES_HARDLY_HELP, expected)
 
 
 def test_depth_and_active_units(make: Make) -> None:
@@ -365,11 +365,11 @@ def test_drift_compares_with_the_first_stage_that_was_continued(make: Make) -> N
     first = make(nll=86.8, units=(19,))
     other = make(seed=1, nll=70.0)
     second = make("iwae", 1, 50, experiment="burda-table2", continues=first.cell, nll=84.9, units=(22,))
-    found = claim([first, other, second], "VAE k = 1 continued as IWAE k = 50 improves")
-    assert (found.family, found.decision) == (DRIFT, "holds (assumed spread)")
-    assert found.effect is not None
-    assert found.effect.value == pytest.approx(1.9)
-    assert found.paper_effect == pytest.approx(86.76 - 84.88)
+    result = claim([first, other, second], "VAE k = 1 continued as IWAE k = 50 improves")
+    assert (result.family, result.decision) == (DRIFT, "holds (assumed spread)")
+    assert result.effect is not None
+    assert result.effect.value == pytest.approx(1.9)
+    assert result.paper_effect == pytest.approx(86.76 - 84.88)
 
 
 def test_a_continuation_is_paired_with_the_run_that_it_continues(make: Make) -> None:
@@ -381,12 +381,12 @@ def test_a_continuation_is_paired_with_the_run_that_it_continues(make: Make) -> 
         for s, (run, level, gain) in enumerate(zip(first, levels, gains, strict=True))
     ]
     unpaired = make(seed=7, nll=60.0, scale="paper")
-    found = claim([*first, *second, unpaired], "VAE k = 1 continued as IWAE k = 50 improves")
-    assert found.effect is not None
-    assert found.effect.value == pytest.approx(1.9)
-    assert found.effect.seed_se == pytest.approx(0.1 / np.sqrt(3))
-    assert found.effect.seed_df == 2
-    assert found.decision == "holds"
+    result = claim([*first, *second, unpaired], "VAE k = 1 continued as IWAE k = 50 improves")
+    assert result.effect is not None
+    assert result.effect.value == pytest.approx(1.9)
+    assert result.effect.seed_se == pytest.approx(0.1 / np.sqrt(3))
+    assert result.effect.seed_df == 2
+    assert result.decision == "holds"
     apart = contrast((term(1, *second), term(-1, *first)), "log_p_hat")
     assert apart is not None
     assert apart.seed_se > 1
@@ -398,10 +398,10 @@ def test_counts_of_pairs_have_a_floor_too(make: Make) -> None:
         make("iwae", 1, 50, experiment="burda-table2", seed=s, continues=run.cell, units=(20,), scale="paper")
         for s, run in enumerate(first)
     ]
-    found = claim([*first, *second], "VAE k = 1 continued as IWAE k = 50 gains active units")
-    assert found.effect is not None
-    assert (found.effect.seed_se, found.effect.seed_df) == (pytest.approx(0.5), 1)
-    assert found.decision == "undecided"
+    result = claim([*first, *second], "VAE k = 1 continued as IWAE k = 50 gains active units")
+    assert result.effect is not None
+    assert (result.effect.seed_se, result.effect.seed_df) == (pytest.approx(0.5), 1)
+    assert result.decision == "undecided"
 
 
 def sweep(make: Make, miwae: float, ciwae: float) -> list[RunResult]:
@@ -427,14 +427,14 @@ def sweep(make: Make, miwae: float, ciwae: float) -> list[RunResult]:
     ],
 )
 def test_the_best_split_is_in_the_interior(make: Make, miwae: float, expected: str) -> None:
-    found = claim(sweep(make, miwae, -86.5), "IWAE-64: the best MIWAE beats both ends")
-    assert (found.family, found.by, found.decision) == (INTERIOR, BLOG, expected)
-    assert found.statement.endswith("ours is MIWAE(4, 16)")
-    assert found.paper_effect == pytest.approx(86.11 - 85.60)
-    assert found.effect is not None
-    assert found.low is not None
+    result = claim(sweep(make, miwae, -86.5), "IWAE-64: the best MIWAE beats both ends")
+    assert (result.family, result.by, result.decision) == (INTERIOR, BLOG, expected)
+    assert result.statement.endswith("ours is MIWAE(4, 16)")
+    assert result.paper_effect == pytest.approx(86.11 - 85.60)
+    assert result.effect is not None
+    assert result.low is not None
     # The best of five is picked, in each of three metrics: between 1 % and a third of that in place of 5 %.
-    assert 2.8 < (found.effect.value - found.low) / found.effect.uncertainty < 3.6
+    assert 2.8 < (result.effect.value - result.low) / result.effect.uncertainty < 3.6
 
 
 @pytest.mark.parametrize(
@@ -447,10 +447,10 @@ def test_the_best_split_is_in_the_interior(make: Make, miwae: float, expected: s
     ],
 )
 def test_ciwae_lies_between(make: Make, ciwae: float, expected: str) -> None:
-    found = claim(sweep(make, -85.5, ciwae), "IWAE-64: CIWAE(β=0.5) lies between")
-    assert (found.family, found.by, found.decision) == (BETWEEN, BLOG, expected)
-    assert found.paper_effect == pytest.approx(86.08 - 86.11)
-    assert found.support == ("Published numbers do not support it: the paper's numbers give −0.03 ± 0.06 nats.")
+    result = claim(sweep(make, -85.5, ciwae), "IWAE-64: CIWAE(β=0.5) lies between")
+    assert (result.family, result.by, result.decision) == (BETWEEN, BLOG, expected)
+    assert result.paper_effect == pytest.approx(86.08 - 86.11)
+    assert result.support == ("Published numbers do not support it: the paper's numbers give −0.03 ± 0.06 nats.")
 
 
 def test_whose_claim_it_is_and_what_its_own_numbers_say() -> None:
@@ -497,17 +497,17 @@ def test_the_order_of_ess_is_that_of_the_papers_kl(make: Make) -> None:
         for run in (make(*order[1][:3], experiment="rainforth-table1", scale="paper", seed=s) for s in range(3))
     ]
     runs = [replace(run, metrics={**run.metrics, "ess_64": float(run.arrays["ess_64"].mean())}) for run in runs]
-    found = claim(runs, "VAE(64, 1) has a larger ESS than MIWAE(8, 8)")
-    assert (found.unit, found.decision) == ("%", "holds")
-    assert found.effect is not None
+    result = claim(runs, "VAE(64, 1) has a larger ESS than MIWAE(8, 8)")
+    assert (result.unit, result.decision) == ("%", "holds")
+    assert result.effect is not None
     means = [np.mean([run.metrics["ess_64"] for run in part]) for part in (runs[:3], runs[3:])]
-    assert found.effect.value == pytest.approx(100 * (means[0] - means[1]))
+    assert result.effect.value == pytest.approx(100 * (means[0] - means[1]))
 
 
 def test_piwae_and_unverified_numbers(make: Make) -> None:
     results = sweep(make, -85.0, -86.5)
-    found = claim(results, "IWAE-64: PIWAE(8, 8) beats IWAE")
-    assert (found.family, found.decision, found.paper_verified) == (PIWAE, "holds (assumed spread)", True)
+    result = claim(results, "IWAE-64: PIWAE(8, 8) beats IWAE")
+    assert (result.family, result.decision, result.paper_verified) == (PIWAE, "holds (assumed spread)", True)
     missing = claim(results, "IWAE-64: PIWAE(4, 16) beats IWAE")
     assert (missing.decision, missing.paper_verified) == ("not run", False)
     assert missing.missing == "rainforth-table1 MNIST 1 layer PIWAE(4, 16) not run"
@@ -515,9 +515,9 @@ def test_piwae_and_unverified_numbers(make: Make) -> None:
 
 def test_diverged_runs_are_named(make: Make) -> None:
     runs = [make("vae", 50, 1), make("iwae", 1, 50, status="diverged at step 9")]
-    found = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50")
-    assert found.decision == "not run"
-    assert found.missing.endswith("IWAE(1, 50) diverged")
+    result = claim(runs, "MNIST, 1 layer: IWAE beats VAE at k = 50")
+    assert result.decision == "not run"
+    assert result.missing.endswith("IWAE(1, 50) diverged")
 
 
 def test_at_other_scales_the_effect_is_shown_but_nothing_decided(quick: list[RunResult]) -> None:
@@ -540,8 +540,8 @@ def with_numbers(run: RunResult, **metrics: float) -> RunResult:
 def test_inactive_units_can_be_removed(make: Make, pruned: float, expected: str) -> None:
     """Within 0.06 nats; twenty models are planned, so the interval is 3.02 standard errors of 0.002 wide."""
     run = with_numbers(make("vae", 50, 1, nll=86.4, scale="paper"), nll_pruned=pruned, pruned_minus_full_se=0.002)
-    found = claim([run], "MNIST, 1 layer, VAE(50, 1): without inactive units")
-    assert (found.family, found.by, found.decision) == (PRUNING, BURDA, expected)
+    result = claim([run], "MNIST, 1 layer, VAE(50, 1): without inactive units")
+    assert (result.family, result.by, result.decision) == (PRUNING, BURDA, expected)
     without = claim([make("vae", 50, 1, scale="paper")], "MNIST, 1 layer, VAE(50, 1): without inactive units")
     assert (without.decision, without.missing) == (
         "not run",
@@ -564,11 +564,11 @@ def test_test_minus_train_is_the_papers(make: Make, dataset: str, gap: float, er
         make("iwae", 1, 50, dataset=dataset, nll=90.0, scale="paper"), train_nll=90.0 - gap, train_nll_se=error
     )
     name = "MNIST" if dataset == "mnist" else "OMNIGLOT"
-    found = claim([run], f"{name}, 1 layer, IWAE(1, 50): test minus train is as in the paper")
-    assert (found.family, found.decision) == (OVERFITTING, expected)
-    assert found.effect is not None
+    result = claim([run], f"{name}, 1 layer, IWAE(1, 50): test minus train is as in the paper")
+    assert (result.family, result.decision) == (OVERFITTING, expected)
+    assert result.effect is not None
     middle, reach = {"mnist": (0.705, 0.335), "omniglot": (2.52, 0.38)}[dataset]
-    assert found.effect.value == pytest.approx(reach - abs(gap - middle))
+    assert result.effect.value == pytest.approx(reach - abs(gap - middle))
 
 
 def test_several_seeds_show_that_test_minus_train_is_the_papers(make: Make) -> None:
@@ -576,8 +576,8 @@ def test_several_seeds_show_that_test_minus_train_is_the_papers(make: Make) -> N
         with_numbers(make("iwae", 1, 50, nll=84.8 + d, seed=s, scale="paper"), train_nll=84.1, train_nll_se=0.01)
         for s, d in enumerate((0.0, 0.01, -0.01, 0.0))
     ]
-    found = claim(runs, "MNIST, 1 layer, IWAE(1, 50): test minus train")
-    assert found.decision == "holds"
+    result = claim(runs, "MNIST, 1 layer, IWAE(1, 50): test minus train")
+    assert result.decision == "holds"
 
 
 def test_a_posteriors_width_is_compared_over_the_units_that_both_use(make: Make) -> None:
@@ -587,20 +587,22 @@ def test_a_posteriors_width_is_compared_over_the_units_that_both_use(make: Make)
         made = make(objective, 1, k, seed=seed, experiment="two-dimensional", scale="paper")
         noise = np.random.default_rng([seed, k]).normal(0, 0.01, (40, 3))
         widths = (np.array(log_sd) + noise + 0.002 * seed).astype(np.float16)
-        own = widths[:, np.array(variance) > 0.01].mean(1)
-        arrays = {"spread/unit_log_q_sd": widths, "unit_variance_1": np.array(variance), "spread/log_q_sd": own}
-        return replace(made, arrays={**made.arrays, **arrays}, metrics={**made.metrics, "log_q_sd": float(own.mean())})
+        log_q_sd = widths[:, np.array(variance) > 0.01].mean(1)
+        arrays = {"spread/unit_log_q_sd": widths, "unit_variance_1": np.array(variance), "spread/log_q_sd": log_q_sd}
+        return replace(
+            made, arrays={**made.arrays, **arrays}, metrics={**made.metrics, "log_q_sd": float(log_q_sd.mean())}
+        )
 
     runs = [run("vae", 1, s, [-1.0, -0.1, 0.0], [0.5, 0.5, 0.0]) for s in range(3)]
     runs += [run("iwae", 5, s, [-0.8, 0.1, -2.0], [0.5, 0.5, 0.5]) for s in range(3)]
-    found = claim(runs, "MNIST, 2 latent units: q is wider for IWAE k = 5 (")
-    assert found.effect is not None
-    assert found.effect.value == pytest.approx(20, abs=1)
-    assert found.effect.seed_df == 2
+    result = claim(runs, "MNIST, 2 latent units: q is wider for IWAE k = 5 (")
+    assert result.effect is not None
+    assert result.effect.value == pytest.approx(20, abs=1)
+    assert result.effect.seed_df == 2
     # Own units: (-0.8 + 0.1 - 2) / 3 against (-1 - 0.1) / 2.
-    own = float(re.findall(r"own units (−?\d+\.\d) %", found.statement)[0].replace("−", "-"))
-    assert own == pytest.approx(-35, abs=1)
-    assert found.decision == "holds"
+    percent = float(re.findall(r"own units (−?\d+\.\d) %", result.statement)[0].replace("−", "-"))
+    assert percent == pytest.approx(-35, abs=1)
+    assert result.decision == "holds"
 
 
 def test_a_report_says_how_many_wrong_decisions_it_may_hold() -> None:

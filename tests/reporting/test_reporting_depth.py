@@ -58,11 +58,11 @@ def test_before_any_run_the_papers_layout_holds_the_papers_numbers() -> None:
 def test_the_series_of_a_run_goes_through_its_waypoints(filling: Report) -> None:
     figure = depth.series_figure(filling)
     assert isinstance(figure, Figure)
-    own = figure.data[figure.data["run"] == "iwae-M1-K5-s0"]
-    assert list(own["epochs"]) == [1, 4, 13, 40, 121, 364]
-    assert own["nll"].is_monotonic_decreasing
-    assert own["nll"].iloc[-1] == pytest.approx(87.7)
-    assert own["under_way"].all()
+    series = figure.data[figure.data["run"] == "iwae-M1-K5-s0"]
+    assert list(series["epochs"]) == [1, 4, 13, 40, 121, 364]
+    assert series["nll"].is_monotonic_decreasing
+    assert series["nll"].iloc[-1] == pytest.approx(87.7)
+    assert series["under_way"].all()
     assert list(figure.data[figure.data["run"] == "vae-M1-K1-s0"]["epochs"])[-1] == 3280
 
 

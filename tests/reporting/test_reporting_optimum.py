@@ -28,27 +28,27 @@ def points(values: list[float], sd: float | None, seeds: int = 4, noise: float =
     difficulty = rng.normal(0, 15, 300)
     made = []
     for M, value in zip(MS, values, strict=True):
-        own = rng.normal(0, noise, 300)
-        per_image = value + difficulty - difficulty.mean() + own - own.mean()
+        deviation = rng.normal(0, noise, 300)
+        per_image = value + difficulty - difficulty.mean() + deviation - deviation.mean()
         made.append(Point(M, Estimate(value, 0.9, sd, seeds if sd is not None else 1), per_image))
     return made
 
 
 def test_a_clear_best_has_an_interval_of_itself() -> None:
-    found = optimum(points([-86, -85.5, -85, -85.6, -86, -86.3, -86.7], 0.02), "iwae_64")
-    assert (found.best, found.low, found.high) == (4, 4, 4)
-    assert dict(found.shares)[4] == 1
-    assert (found.interior, found.within_noise, found.assumed) == (1, (4,), False)
+    result = optimum(points([-86, -85.5, -85, -85.6, -86, -86.3, -86.7], 0.02), "iwae_64")
+    assert (result.best, result.low, result.high) == (4, 4, 4)
+    assert dict(result.shares)[4] == 1
+    assert (result.interior, result.within_noise, result.assumed) == (1, (4,), False)
 
 
 def test_two_that_tie_share_the_resamples_and_an_end_is_no_interior() -> None:
-    found = optimum(points([-85, -86, -86, -86, -86, -86, -85], 0.1), "iwae_64")
-    shares = dict(found.shares)
+    result = optimum(points([-85, -86, -86, -86, -86, -86, -85], 0.1), "iwae_64")
+    shares = dict(result.shares)
     assert shares[1] == pytest.approx(0.5, abs=0.1)
     assert shares[1] + shares[64] > 0.99
-    assert (found.low, found.high) == (1, 64)
-    assert found.interior < 0.01
-    assert found.within_noise == (1, 64)
+    assert (result.low, result.high) == (1, 64)
+    assert result.interior < 0.01
+    assert result.within_noise == (1, 64)
 
 
 def test_seeds_widen_the_interval_and_the_images_do_not_when_paired() -> None:
@@ -61,9 +61,9 @@ def test_seeds_widen_the_interval_and_the_images_do_not_when_paired() -> None:
 
 
 def test_one_seed_a_cell_takes_the_assumed_spread() -> None:
-    found = optimum(points([-86, -85.1, -85.0, -85.1, -86, -86, -86], None), "iwae_64")
-    assert found.assumed
-    assert (found.best, found.low, found.high) == (4, 2, 8)
+    result = optimum(points([-86, -85.1, -85.0, -85.1, -86, -86, -86], None), "iwae_64")
+    assert result.assumed
+    assert (result.best, result.low, result.high) == (4, 2, 8)
 
 
 def test_coverage_of_the_interval() -> None:
@@ -74,11 +74,15 @@ def test_coverage_of_the_interval() -> None:
     for _ in range(120):
         seeds = truth[:, None] + rng.normal(0, 0.1, (7, 4))
         made = [
-            Point(M, Estimate(float(own.mean()), 0.9, float(own.std(ddof=1)), 4), own.mean() + rng.normal(0, 0.1, 60))
-            for M, own in zip(MS, seeds, strict=True)
+            Point(
+                M,
+                Estimate(float(values.mean()), 0.9, float(values.std(ddof=1)), 4),
+                values.mean() + rng.normal(0, 0.1, 60),
+            )
+            for M, values in zip(MS, seeds, strict=True)
         ]
-        found = optimum(made, "iwae_64")
-        hit += found.low <= 4 <= found.high
+        result = optimum(made, "iwae_64")
+        hit += result.low <= 4 <= result.high
     assert hit >= 114
 
 

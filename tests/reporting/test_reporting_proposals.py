@@ -32,13 +32,13 @@ def test_the_gain_is_paired_over_images_and_split_between_decoder_and_proposal(m
         opinion(other, difficulty, difficulty),
     ]
     runs = {run.cell: run for run in (vae, iwae, other)}
-    (found,) = gains(opinions, runs)
-    assert (found.dataset, found.layers, found.images) == ("mnist", 1, 40)
-    assert found.estimate == pytest.approx(1.5, abs=0.05)
-    assert found.ais == pytest.approx(2.0)
-    assert found.proposals == pytest.approx(0.5, abs=0.05)
-    assert found.estimate_se == pytest.approx(found.proposals_se)
-    assert 0.01 < found.proposals_se < 0.025
+    (gain,) = gains(opinions, runs)
+    assert (gain.dataset, gain.layers, gain.images) == ("mnist", 1, 40)
+    assert gain.estimate == pytest.approx(1.5, abs=0.05)
+    assert gain.ais == pytest.approx(2.0)
+    assert gain.proposals == pytest.approx(0.5, abs=0.05)
+    assert gain.estimate_se == pytest.approx(gain.proposals_se)
+    assert 0.01 < gain.proposals_se < 0.025
     for one in opinions:
         write_json(tmp_path / str(one["cohort"]).partition("/")[2] / f"ais-{one['run']}.json", one)
     table = gains_table(tmp_path, [vae, iwae, other])

@@ -172,8 +172,8 @@ def test_figures_are_drawn_or_say_what_they_need(make_quick: Callable[..., list[
         assert isinstance(figure, Figure)
         assert len(figure.data) > 0
     toy = by_name["toy_snr"].data
-    own = toy[(toy["sweep"] == "iwae") & (toy["group"] == "b")]
-    np.testing.assert_allclose(own["rms_snr"], own["closed_form"])
+    curve = toy[(toy["sweep"] == "iwae") & (toy["group"] == "b")]
+    np.testing.assert_allclose(curve["rms_snr"], curve["closed_form"])
     training = by_name["snr_training"].data
     assert set(training["setting"]) == {"VAE(64, 1)", "CIWAE(β=0.5)", "MIWAE(8, 8)", "PIWAE(8, 8)", "IWAE(1, 64)"}
     empty = made(results, None)
@@ -198,8 +198,8 @@ def test_slopes_and_second_opinions_as_tables(tmp_path: Path) -> None:
         "simulated/upper": -88.9,
     }
     how = {"num_samples": 5000, "images": 20, "transitions": 1000, "chains": 16}
-    found = {"cohort": "quick/c", "run": "iwae-M1-K50-s0", "summary": summary, "how": how}
-    write_json(tmp_path / "c" / "ais-iwae-M1-K50-s0.json", found)
+    opinion = {"cohort": "quick/c", "run": "iwae-M1-K50-s0", "summary": summary, "how": how}
+    write_json(tmp_path / "c" / "ais-iwae-M1-K50-s0.json", opinion)
     (second,) = ais_tables(tmp_path)
     assert second.display.iloc[0].tolist() == [
         "iwae-M1-K50-s0",

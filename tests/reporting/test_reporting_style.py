@@ -43,8 +43,8 @@ def test_the_formula() -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out(scheme: str) -> None:
     colours = palettes()[scheme]
-    found = {pair: contrast(*(colours[name] for name in pair)) for pair in PAIRS}
-    assert not {pair: round(ratio, 2) for pair, ratio in found.items() if ratio < TEXT}
+    ratios = {pair: contrast(*(colours[name] for name in pair)) for pair in PAIRS}
+    assert not {pair: round(ratio, 2) for pair, ratio in ratios.items() if ratio < TEXT}
 
 
 def test_no_colour_is_set_beside_the_variables() -> None:

@@ -37,17 +37,17 @@ def build(results: list[RunResult], scale: str = "quick") -> dict[str, Table]:
 
 
 def row(table: Table, group: str, label: str) -> pd.Series:
-    (i,) = [i for i, own in enumerate(table.groups) if own == group and table.display.iloc[i]["objective"] == label]
+    (i,) = [i for i, name in enumerate(table.groups) if name == group and table.display.iloc[i]["objective"] == label]
     return table.display.iloc[i]
 
 
 def test_runs_under_another_protocol_are_explained_where_they_stand(make: Callable[..., RunResult]) -> None:
-    own = make("iwae", 1, 5, scale="paper")
-    other = replace(own, spec=replace(own.spec, protocol_name="paper-text"))
+    run = make("iwae", 1, 5, scale="paper")
+    other = replace(run, spec=replace(run.spec, protocol_name="paper-text"))
     said = build([other], "paper")["burda_table1"]
     assert "other protocol" in set(said.display["verdict"])
     assert any(note.startswith("other protocol: trained in another way") for note in said.notes)
-    notes = build([own], "paper")["burda_table1"].notes
+    notes = build([run], "paper")["burda_table1"].notes
     assert [note.partition(":")[0] for note in notes[1:]] == ["Reruns by others", "Verdicts on 1 cell"]
 
 
@@ -140,9 +140,9 @@ def test_rainforth_greys_what_nobody_saw_and_never_judges_it(make: Make) -> None
 def test_every_objective_is_set_against_iwae(quick: list[RunResult]) -> None:
     table = build(quick)["every_objective"]
     assert len(table.data) == 16
-    own = {(run.spec.objective, run.spec.T): run.metrics["nll"] for run in quick if run.spec.layers == 1}
+    nlls = {(run.spec.objective, run.spec.T): run.metrics["nll"] for run in quick if run.spec.layers == 1}
     shown = row(table, "MNIST, 1 layer", "MIWAE(5, 10), T = 50")
-    assert shown["minus IWAE"].startswith(f"{own['miwae', 50] - own['iwae', 50]:+.2f} ±")
+    assert shown["minus IWAE"].startswith(f"{nlls['miwae', 50] - nlls['iwae', 50]:+.2f} ±")
 
 
 def test_diagnostics_have_a_row_a_run(quick: list[RunResult], make: Make) -> None:
@@ -233,9 +233,9 @@ def test_cells_sort_by_the_numbers_behind_them(made: dict[str, Table]) -> None:
     for table, column, heading in (("burda_table1", "ours", "ours"), ("claims", "effect", "effect")):
         shown = [sort_value(text) for text in made[table].display[heading]]
         behind = made[table].data[column].tolist()
-        for own, value in zip(shown, behind, strict=True):
-            assert (own is None) == pd.isna(value)
-            assert own is None or own == pytest.approx(value, abs=0.0501)
+        for number, value in zip(shown, behind, strict=True):
+            assert (number is None) == pd.isna(value)
+            assert number is None or number == pytest.approx(value, abs=0.0501)
 
 
 def test_a_difference_is_shaded_by_its_size_and_its_sign(make: Make) -> None:

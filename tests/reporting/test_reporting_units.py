@@ -24,14 +24,16 @@ def dying_cluster(seed: int) -> np.ndarray:
 
 def test_a_dying_cluster_moves_the_count_and_not_the_gap() -> None:
     drawn = [dying_cluster(seed) for seed in range(12)]
-    assert {counts(own)[0.01] for own in drawn} != {20}
-    assert max(counts(own)[0.01] for own in drawn) - min(counts(own)[0.01] for own in drawn) >= 3
-    for own in drawn:
-        gap = widest_gap(own)
+    assert {counts(variances)[0.01] for variances in drawn} != {20}
+    assert (
+        max(counts(variances)[0.01] for variances in drawn) - min(counts(variances)[0.01] for variances in drawn) >= 3
+    )
+    for variances in drawn:
+        gap = widest_gap(variances)
         assert gap is not None
         assert gap.above == 20
         assert gap.high == pytest.approx(0.12)
-        assert doubtful(own) == 8
+        assert doubtful(variances) == 8
 
 
 def test_after_training_the_rule_and_the_gap_agree() -> None:

@@ -46,14 +46,14 @@ def sweep(make: Make, values: list[float], **where: object) -> Cell:
 
 def test_one_run_against_one_cannot_show_that_they_are_equal(make: Make) -> None:
     """0.10 nats a run and 0.05 of bits on each side: 0.158, times 1.70 (t with some 28 df) is 0.27 > 0.25."""
-    found = compare(cell_of(make(nll=86.76, scale="paper")), "nll", published(86.76))
-    assert found is not None
-    assert found.run_se == pytest.approx(0.1 * np.sqrt(2))
-    assert found.bits_se == pytest.approx(0.05 * np.sqrt(2))
-    assert found.se == pytest.approx(0.1581, abs=1e-4)
-    assert found.df == pytest.approx(18 * (0.1581 / 0.1414) ** 4, rel=1e-3)
-    assert found.half_width == pytest.approx(0.269, abs=1e-3)
-    assert found.assumed
+    comparison = compare(cell_of(make(nll=86.76, scale="paper")), "nll", published(86.76))
+    assert comparison is not None
+    assert comparison.run_se == pytest.approx(0.1 * np.sqrt(2))
+    assert comparison.bits_se == pytest.approx(0.05 * np.sqrt(2))
+    assert comparison.se == pytest.approx(0.1581, abs=1e-4)
+    assert comparison.df == pytest.approx(18 * (0.1581 / 0.1414) ** 4, rel=1e-3)
+    assert comparison.half_width == pytest.approx(0.269, abs=1e-3)
+    assert comparison.assumed
 
 
 @pytest.mark.parametrize(
@@ -70,10 +70,10 @@ def test_verdict_on_nll_at_the_paper_scale(make: Make, ours: float, expected: st
 def test_the_fixed_binarization_has_no_error_of_bits(make: Make, ours: float, expected: str) -> None:
     """0.1414 times 1.734 is 0.2452: one run against one run just suffices where they agree to 0.0048."""
     cell = cell_of(make(nll=ours, dataset="fixed-mnist", experiment="burda-table3", scale="paper"))
-    found = compare(cell, "nll", published(88.71))
-    assert found is not None
-    assert (found.bits_se, found.df) == (0, pytest.approx(18))
-    assert found.half_width == pytest.approx(0.2452, abs=1e-4)
+    comparison = compare(cell, "nll", published(88.71))
+    assert comparison is not None
+    assert (comparison.bits_se, comparison.df) == (0, pytest.approx(18))
+    assert comparison.half_width == pytest.approx(0.2452, abs=1e-4)
     assert verdict(cell, "nll", published(88.71), "paper") == expected
 
 
@@ -81,12 +81,12 @@ def test_four_runs_against_four_have_six_degrees_of_freedom(make: Make) -> None:
     sd = float(np.std([0.0, 0.1, 0.1, 0.2], ddof=1))
     ours = sweep(make, [-84.6, -84.5, -84.5, -84.4])
     without_bits = replace(ours, place=replace(ours.place, dataset="fixed-mnist"))
-    found = compare(without_bits, "log_p_hat", published(-84.52, "quoted", sd, 4))
-    assert found is not None
-    assert found.df == pytest.approx(6)
-    assert found.se == pytest.approx(sd / np.sqrt(2))
-    assert not found.assumed
-    assert found.half_width == pytest.approx(1.943180 * sd / np.sqrt(2), rel=1e-5)
+    comparison = compare(without_bits, "log_p_hat", published(-84.52, "quoted", sd, 4))
+    assert comparison is not None
+    assert comparison.df == pytest.approx(6)
+    assert comparison.se == pytest.approx(sd / np.sqrt(2))
+    assert not comparison.assumed
+    assert comparison.half_width == pytest.approx(1.943180 * sd / np.sqrt(2), rel=1e-5)
     # Where the spreads are unlike there are fewer.
     unlike = compare(without_bits, "log_p_hat", published(-84.52, "quoted", sd / 5, 4))
     assert unlike is not None
@@ -110,9 +110,9 @@ def test_measured_bits_count_in_place_of_the_assumed(make: Make) -> None:
     measured = replace(run, metrics={**run.metrics, "bits_sd_nll": 0.03, "bits_sd_kl_q_p": 0.01})
     assert bits_sd(cell_of(measured), "log_p_hat") == pytest.approx(0.03)
     assert bits_sd(cell_of(measured), "kl_q_p") == pytest.approx(0.01)
-    found = compare(cell_of(measured), "nll", published(86.76))
-    assert found is not None
-    assert found.bits_se == pytest.approx(0.03 * np.sqrt(2))
+    comparison = compare(cell_of(measured), "nll", published(86.76))
+    assert comparison is not None
+    assert comparison.bits_se == pytest.approx(0.03 * np.sqrt(2))
 
 
 def test_verdicts_on_equal_and_on_different_cells_err_as_rarely_as_they_say() -> None:

@@ -26,8 +26,10 @@ def of_so_many(run: RunResult) -> RunResult:
     """The run on a test set of 100 images, all of them at its end and every fifth on the way."""
     rows = evenly_spaced(TOTAL, 20)
     early = tuple(
-        replace(own, arrays={"log_p_hat": own.arrays["log_p_hat"][:TOTAL][rows]}, metrics={**own.metrics})
-        for own in run.waypoints
+        replace(
+            waypoint, arrays={"log_p_hat": waypoint.arrays["log_p_hat"][:TOTAL][rows]}, metrics={**waypoint.metrics}
+        )
+        for waypoint in run.waypoints
     )
     arrays = {**run.arrays, "log_p_hat": run.arrays["log_p_hat"][:TOTAL]}
     training = {**run.training, "data": {"counts": {"test_images": TOTAL}}}
@@ -36,9 +38,9 @@ def of_so_many(run: RunResult) -> RunResult:
 
 def raise_nll(run: RunResult, place: int, by: float) -> None:
     """A run's NLL at one of its waypoints, on every image."""
-    own = run.waypoints[place]
-    own.metrics["nll"] += by
-    own.arrays["log_p_hat"] = own.arrays["log_p_hat"] - by
+    waypoint = run.waypoints[place]
+    waypoint.metrics["nll"] += by
+    waypoint.arrays["log_p_hat"] = waypoint.arrays["log_p_hat"] - by
 
 
 def test_a_difference_to_the_end_is_of_the_images_that_both_evaluations_have(make: Make) -> None:
@@ -83,11 +85,11 @@ def test_the_order_of_cells_is_compared_within_a_dataset_from_three_cells_on(mak
     # After one epoch the best is the worst.
     raise_nll(runs[2], 0, 10.0)
     known = ways(runs)
-    found = agreement(known, 1)
-    assert found is not None
-    assert (found.cells, found.units) == (3, None)
-    assert found.nll == pytest.approx(-0.5)
-    assert agreement(known, 4) == replace(found, nll=pytest.approx(1.0))
+    agreed = agreement(known, 1)
+    assert agreed is not None
+    assert (agreed.cells, agreed.units) == (3, None)
+    assert agreed.nll == pytest.approx(-0.5)
+    assert agreement(known, 4) == replace(agreed, nll=pytest.approx(1.0))
     assert agreement(known[:2], 4) is None
     assert agrees_from(known, 0.9) == 4
     # What agreed once and then no more predicts nothing.
