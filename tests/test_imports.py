@@ -23,17 +23,17 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 def plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
-def with_requirements(name, found):
-    if plain(name) in found:
+def with_requirements(name, there):
+    if plain(name) in there:
         return
     try:
         lines = requires(name) or []
     except PackageNotFoundError:
         return
-    found.add(plain(name))
+    there.add(plain(name))
     for line in lines:
         if "extra ==" not in line:
-            with_requirements(re.match(r"[A-Za-z0-9._-]+", line).group(), found)
+            with_requirements(re.match(r"[A-Za-z0-9._-]+", line).group(), there)
 
 there = set()
 for name in ("torch", "numpy", "safetensors"):

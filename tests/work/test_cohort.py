@@ -31,12 +31,8 @@ def finish(folder: Path, digest: str = "") -> None:
 
 
 def test_the_whole_counts_the_scales_runs_and_what_is_left_of_them(tmp_path: Path) -> None:
-    current, begun, untouched, foreign = (
-        cohort("current"),
-        cohort("begun"),
-        cohort("untouched"),
-        cohort("current", "paper"),
-    )
+    current, begun, untouched = (cohort(name) for name in ("current", "begun", "untouched"))
+    foreign = cohort("current", "paper")
     runs = tmp_path / "runs"
     finish(runs / "quick/begun/training" / begun.runs[0].name)
     finish(runs / "paper/current/training" / foreign.runs[0].name)
