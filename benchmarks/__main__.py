@@ -79,13 +79,13 @@ def _cpu_name() -> str:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """What the numbers hold for."""
-    found = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES if importlib.util.find_spec(name)}
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name(),
         "cores": os.cpu_count(),
         "load before": f"{os.getloadavg()[0]:.1f}",
         "python": platform.python_version(),
-        **found,
+        **versions,
     }
 
 

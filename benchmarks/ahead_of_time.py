@@ -111,8 +111,8 @@ def main(words: list[str] | None = None) -> None:
     rows = [head]
     for precision in ("float32", "tf32"):
         for latent in LATENTS:
-            found = usage(latent, precision == "tf32", capability)
-            numbers = found.registers, found.spill_stores, found.spill_loads, found.shared
+            resources = usage(latent, precision == "tf32", capability)
+            numbers = resources.registers, resources.spill_stores, resources.spill_loads, resources.shared
             rows.append([precision, str(len(latent)), *map(str, numbers)])
     print(f"{markdown(rows)}\n\nA program may have {SHARED_BYTES[capability]} bytes of shared memory.")
 

@@ -62,13 +62,13 @@ def _cases() -> dict[str, Case]:
         ("piwae", "PIWAE 8x8", "piwae", 8, 8),
         (NLL_NAME, f"NLL, {NLL_SAMPLES} samples", NLL_NAME, 1, NLL_SAMPLES),
     )
-    found = {}
+    cases = {}
     for latent in LATENTS:
         depth = "1 layer" if len(latent) == 1 else f"{len(latent)} layers"
         for name, title, objective, M, K in kinds:
             key = f"{name}-{len(latent)}L"
-            found[key] = Case(key, f"{title}, {depth}", objective, M, K, latent)
-    return found
+            cases[key] = Case(key, f"{title}, {depth}", objective, M, K, latent)
+    return cases
 
 
 CASES = _cases()

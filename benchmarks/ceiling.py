@@ -46,17 +46,17 @@ def compiled(source: Path, flags: Sequence[str]) -> ctypes.CDLL | str:
 @cache
 def library() -> ctypes.CDLL | str:
     """ceilings.c compiled, or why it cannot be."""
-    found = compiled(SOURCE, FLAGS)
-    if isinstance(found, ctypes.CDLL):
+    ceilings = compiled(SOURCE, FLAGS)
+    if isinstance(ceilings, ctypes.CDLL):
         for name in ("multiply_add", "bfloat16_dot", "read_bytes", "update_bytes"):
-            getattr(found, name).restype = ctypes.c_double
-    return found
+            getattr(ceilings, name).restype = ctypes.c_double
+    return ceilings
 
 
 def missing() -> str | None:
     """Why the ceilings cannot be measured here."""
-    found = library()
-    return found if isinstance(found, str) else None
+    outcome = library()
+    return outcome if isinstance(outcome, str) else None
 
 
 def work(name: str) -> Work:
@@ -64,17 +64,17 @@ def work(name: str) -> Work:
 
     Raises: NotImplementedError where the processor has no such instruction.
     """
-    found = library()
-    assert isinstance(found, ctypes.CDLL), found
+    ceilings = library()
+    assert isinstance(ceilings, ctypes.CDLL), ceilings
     if name in OPERATIONS:
-        function = found.multiply_add if name == FMA else found.bfloat16_dot
+        function = ceilings.multiply_add if name == FMA else ceilings.bfloat16_dot
         if function() == 0:
             raise NotImplementedError(f"this processor has none: {name}")
         return repeated(lambda: function())
     size = (READS | UPDATES)[name]
     memory = torch.ones((size + ALIGNMENT) // 4)
     address = memory.data_ptr() + -memory.data_ptr() % ALIGNMENT
-    function = found.read_bytes if name in READS else found.update_bytes
+    function = ceilings.read_bytes if name in READS else ceilings.update_bytes
     # `move` holds on to the memory, of which C knows the address alone.
 
     def move(owner: Tensor = memory) -> float:

@@ -80,16 +80,16 @@ def contestants(
 ) -> dict[str, Work]:
     """The work of each by name; one unit of a stack's is an update of every run in it."""
     device = images.device
-    found: dict[str, Work] = {}
+    works: dict[str, Work] = {}
     if case.is_nll:
-        found[OURS], found[PLAIN] = ours.nll(case, images), plain.nll(case, images)
+        works[OURS], works[PLAIN] = ours.nll(case, images), plain.nll(case, images)
     else:
-        found |= {str(stack): _stack(stack, case, images, precision) for stack in stacks(sizes, device)}
-        found[PLAIN] = _plain(case, images, precision == "tf32")
+        works |= {str(stack): _stack(stack, case, images, precision) for stack in stacks(sizes, device)}
+        works[PLAIN] = _plain(case, images, precision == "tf32")
     if with_pythae and case.latent == peers.LATENT:
         bits = binarized(images.cpu())
-        found[PYTHAE] = peers.nll(bits, device) if case.is_nll else peers.train(case, bits, device)
-    return found
+        works[PYTHAE] = peers.nll(bits, device) if case.is_nll else peers.train(case, bits, device)
+    return works
 
 
 def run(
@@ -124,6 +124,6 @@ def projected_hours(
         runs = [replace(run, train_images=len(images), continues=None) for run in cohort.runs]
         stack = ours.stack_of(runs, images)
         steps = max(run.total_steps for run in cohort.runs)
-        own = steps / rate_here(ours.updates(stack), PROJECTION_SECONDS, _synchronizer(device)).wall / 3600
-        hours[cohort.experiment] = hours.get(cohort.experiment, 0.0) + own
+        cohort_hours = steps / rate_here(ours.updates(stack), PROJECTION_SECONDS, _synchronizer(device)).wall / 3600
+        hours[cohort.experiment] = hours.get(cohort.experiment, 0.0) + cohort_hours
     return hours

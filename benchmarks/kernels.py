@@ -32,28 +32,29 @@ def library() -> ctypes.CDLL | str:
     step = compiled_step.library()
     if isinstance(step, str):
         return step
-    found = compiled(SOURCE, ("-march=native", *compiled_step.FLAGS, f"-I{compiled_step.FOLDER}"))
-    if isinstance(found, ctypes.CDLL):
-        found.kernels_new.restype = ctypes.c_void_p
-        found.kernels_run.restype, found.kernels_run.argtypes = ctypes.c_double, [ctypes.c_void_p, *[ctypes.c_int] * 2]
-    return found
+    kernels = compiled(SOURCE, ("-march=native", *compiled_step.FLAGS, f"-I{compiled_step.FOLDER}"))
+    if isinstance(kernels, ctypes.CDLL):
+        kernels.kernels_new.restype = ctypes.c_void_p
+        kernels.kernels_run.restype = ctypes.c_double
+        kernels.kernels_run.argtypes = [ctypes.c_void_p, *[ctypes.c_int] * 2]
+    return kernels
 
 
 def missing() -> str | None:
     """Why they cannot be measured here."""
-    found = library()
-    return found if isinstance(found, str) else None
+    outcome = library()
+    return outcome if isinstance(outcome, str) else None
 
 
 def work(name: str) -> Work:
     """Units: floating-point operations of one of `NAMES`; of other names those of `ceiling.work`."""
     if name not in NAMES:
         return ceiling.work(name)
-    found = library()
-    assert isinstance(found, ctypes.CDLL), found
+    kernels = library()
+    assert isinstance(kernels, ctypes.CDLL), kernels
     T, words, layer, which = NAMES[name]
     if words and not compiled_step.rounds_to_bfloat16():
         raise NotImplementedError("this processor has no instruction that multiplies bfloat16")
-    model = found.kernels_new(T, words)
+    model = kernels.kernels_new(T, words)
     assert model, "out of memory"
-    return repeated(lambda: found.kernels_run(model, layer, which))
+    return repeated(lambda: kernels.kernels_run(model, layer, which))

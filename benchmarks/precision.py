@@ -63,13 +63,15 @@ def main() -> None:
     for name in arguments.cases:
         exact: NDArray[np.float32] | None = None
         for precision in ("float32", arguments.precision):
-            own, active, seconds = log_p_hat(CASES[name], precision, arguments.steps, arguments.images, arguments.data)
+            log_p, active, seconds = log_p_hat(
+                CASES[name], precision, arguments.steps, arguments.images, arguments.data
+            )
             cells = ["", ""]
             if exact is not None:
-                difference = exact.astype(np.float64) - own
-                cells = [f"{difference.mean():+.3f}", f"{difference.std(ddof=1) / np.sqrt(len(own)):.3f}"]
-            exact = own if exact is None else exact
-            nll = f"{-own.mean(dtype=np.float64):.3f}"
+                difference = exact.astype(np.float64) - log_p
+                cells = [f"{difference.mean():+.3f}", f"{difference.std(ddof=1) / np.sqrt(len(log_p)):.3f}"]
+            exact = log_p if exact is None else exact
+            nll = f"{-log_p.mean(dtype=np.float64):.3f}"
             rows.append([CASES[name].title, precision, nll, *cells, f"{active:.0f}", f"{seconds:.0f}"])
             print(f"{CASES[name].title}, {precision}: {nll}", flush=True)
     print(markdown(rows))

@@ -80,10 +80,10 @@ def main() -> None:
     made, evaluation = cohorts(arguments.tasks, arguments.steps)
     walls = {}
     for workers in (1, 2):
-        found = [timed(made, evaluation, workers) for _ in range(arguments.repeats)]
-        walls[workers] = median(wall for wall, _ in found)
-        worked = median(worked for _, worked in found)
-        overhead = median((wall * workers - worked) / arguments.tasks for wall, worked in found)
+        timings = [timed(made, evaluation, workers) for _ in range(arguments.repeats)]
+        walls[workers] = median(wall for wall, _ in timings)
+        worked = median(worked for _, worked in timings)
+        overhead = median((wall * workers - worked) / arguments.tasks for wall, worked in timings)
         print(
             f"{workers} workers: {walls[workers]:.1f} s for {arguments.tasks} tasks, {worked:.1f} s of work in them,"
             f" {overhead:.2f} s more a task",

@@ -42,10 +42,10 @@ def _wall(rates: list[Rate]) -> list[float]:
 
 def _contestants(results: Results) -> list[str]:
     """In the order in which they were measured, those with a rate in some case."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for case in CASES:
-        found |= dict.fromkeys(results.rates.get(case, {}))
-    return list(found)
+        names |= dict.fromkeys(results.rates.get(case, {}))
+    return list(names)
 
 
 def _by_case(results: Results, names: list[str], cell: object) -> list[list[str]]:
@@ -125,10 +125,10 @@ def _kernels(rates: dict[str, list[Rate]], machine: dict[str, list[Rate]]) -> li
     """Products of the compiled step, each beside the peak of its precision, and those that are far below it."""
     rows = [["product of the compiled step", "GFLOP/s", "share of the peak"]]
     slow = []
-    for name, own in rates.items():
+    for name, kernel_rates in rates.items():
         peak = machine[ceiling.BFLOAT16 if name.endswith(kernels.BFLOAT16_SUFFIX) else ceiling.FMA]
-        share = Spread.of(ratios(_cpu(own), _cpu(peak))).median
-        rows.append([name, _spread([rate / 1e9 for rate in _cpu(own)]), f"{share:.0%}"])
+        share = Spread.of(ratios(_cpu(kernel_rates), _cpu(peak))).median
+        rows.append([name, _spread([rate / 1e9 for rate in _cpu(kernel_rates)]), f"{share:.0%}"])
         if share < SLOW:
             slow.append(name)
     warning = f"Below {SLOW:.0%} of the peak (a spilled register tile looks so): {'; '.join(slow)}."
@@ -154,9 +154,9 @@ def gpu_tables(results: Results, hours: dict[str, float]) -> str:
         for who in (who for who in rates if who.startswith(gpu.OURS)):
             stack = None if CASES[case].is_nll else gpu.StackName.of(who)
             size = 1 if stack is None else stack.size
-            own = [rate * size for rate in _wall(rates[who])]
-            median = Spread.of(own).median
-            flops = [rate * unit_flops(CASES[case]) for rate in own]
+            run_rates = [rate * size for rate in _wall(rates[who])]
+            median = Spread.of(run_rates).median
+            flops = [rate * unit_flops(CASES[case]) for rate in run_rates]
             rows.append(
                 [
                     CASES[case].title,
@@ -165,7 +165,7 @@ def gpu_tables(results: Results, hours: dict[str, float]) -> str:
                     MISSING if stack is None else _number(1e6 * size / median),
                     _number(median),
                     *(
-                        _spread(ratios(own, _wall(rates[peer])), ".2f") if peer in rates else MISSING
+                        _spread(ratios(run_rates, _wall(rates[peer])), ".2f") if peer in rates else MISSING
                         for peer in (gpu.PLAIN, gpu.PYTHAE)
                     ),
                     f"{Spread.of(ratios(flops, peak)).median:.0%}",

@@ -162,11 +162,11 @@ def train(
 @torch.no_grad()
 def log_likelihoods(model: Model, x: Tensor, samples: int = 5000, at_once: int = 50) -> Tensor:
     """log p(x) of binary images [N, 784], estimated by the log of the mean weight of `samples` samples: [N] nats."""
-    found = []
+    estimates = []
     for part in x.split(BATCH_SIZE):
         passes = [model.log_weights(part, noise(model, at_once, len(part))) for _ in range(samples // at_once)]
-        found.append(torch.logsumexp(torch.cat(passes), 0) - math.log(samples // at_once * at_once))
-    return torch.cat(found)
+        estimates.append(torch.logsumexp(torch.cat(passes), 0) - math.log(samples // at_once * at_once))
+    return torch.cat(estimates)
 
 
 @torch.no_grad()

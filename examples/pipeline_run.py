@@ -38,10 +38,10 @@ class Found:
 
 
 ROWS: dict[str, Callable[[Found], str]] = {
-    "NLL, nats per image": lambda found: f"{-found.log_p.mean():.2f}",
-    "its standard error": lambda found: f"{found.log_p.std() / len(found.log_p) ** 0.5:.2f}",
-    "active units": lambda found: " + ".join(map(str, found.active)),
-    "seconds of training": lambda found: f"{found.seconds:.0f}",
+    "NLL, nats per image": lambda outcome: f"{-outcome.log_p.mean():.2f}",
+    "its standard error": lambda outcome: f"{outcome.log_p.std() / len(outcome.log_p) ** 0.5:.2f}",
+    "active units": lambda outcome: " + ".join(map(str, outcome.active)),
+    "seconds of training": lambda outcome: f"{outcome.seconds:.0f}",
 }
 
 
@@ -84,8 +84,8 @@ def pipeline_run(
     seconds = time.monotonic() - start
     p = Parameters(latent, stack.buffers.flat)
     x = Images(test, torch.arange(len(test)))
-    found = likelihoods(model_log_weights(p, seed=0), x, SAMPLES, BOUND_SAMPLES)
+    estimates = likelihoods(model_log_weights(p, seed=0), x, SAMPLES, BOUND_SAMPLES)
     seen = binarize_once(images.numpy(), np.arange(BURDA_IMAGES), 0, "active units", test.device)
     variances = [unit_variances(means) for means in posterior_means(p, seen, seed=0)]
     active = [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]
-    return Found(torch.from_numpy(found.log_p_hat), active, seconds)
+    return Found(torch.from_numpy(estimates.log_p_hat), active, seconds)

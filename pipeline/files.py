@@ -85,11 +85,11 @@ def sweep(folder: Path, prefix: str, suffix: str = "") -> list[Path]:
 
     Returns what was removed. `owner` may go on after a dot: `<owner>.<anything>`.
     """
-    machine, own = owner().split("-")
+    machine, process = owner().split("-")
     removed = []
     for path in folder.glob(f"{glob.escape(prefix)}{machine}-*{glob.escape(suffix)}"):
         number = path.name.removeprefix(f"{prefix}{machine}-").removesuffix(suffix).partition(".")[0]
-        if number.isdecimal() and number != own and not runs(int(number)):
+        if number.isdecimal() and number != process and not runs(int(number)):
             remove(path)
             removed.append(path)
     return removed

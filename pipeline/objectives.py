@@ -228,8 +228,8 @@ def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
 
     def checked(what: str, value: object, expected: tuple[int, ...]) -> None:
         if not isinstance(value, Tensor) or tuple(value.shape) != expected:
-            found = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise UserError(f"{where}: {what} is to be a tensor {list(expected)} for log_w {list(shape)}, not {found}")
+            actual = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise UserError(f"{where}: {what} is to be a tensor {list(expected)} for log_w {list(shape)}, not {actual}")
         if not value.isfinite().all():
             raise UserError(f"{where}: {what} is not finite for log_w between -1 and 1")
 

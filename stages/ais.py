@@ -81,19 +81,19 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     Raises: UserError when there is no such scale, or when it does not run that table.
     """
     every = load_cohorts(paths.cohorts).values()
-    found = [
+    pairs = [
         (cohort, run)
         for cohort in every
         if (cohort.scale, cohort.experiment) == (scale, EXPERIMENT)
         for run in cohort.runs
         if Setting.of(run) in (VAE, IWAE)
     ]
-    if not found:
+    if not pairs:
         scales = sorted({cohort.scale for cohort in every if cohort.experiment == EXPERIMENT})
         raise UserError(
             f"{scale}: no scale with {EXPERIMENT}; choose one of {', '.join(scales)}, or name cohort and run"
         )
-    return found
+    return pairs
 
 
 @dataclass(frozen=True)
@@ -142,29 +142,29 @@ def main(paths: Paths) -> None:
     keep_freed_memory()
     if asked.run is not None:
         cohort, run = chosen(asked.cohort, asked.run, paths)
-        found = trained(cohort, run, paths)
-        if found is None:
+        model = trained(cohort, run, paths)
+        if model is None:
             advice = f"run `dvc repro evaluate@{cohort.key}`"
             raise UserError(f"{cohort.key}/{run.name}: not trained yet, and its weights are not shipped; {advice}")
-        second_opinion_of(found, cohort, asked, params, device, paths)
+        second_opinion_of(model, cohort, asked, params, device, paths)
         return
     how = {"images": asked.images, "transitions": asked.steps, "chains": asked.chains, "seed": asked.seed}
     for cohort, run in pairs_of(asked.cohort, paths):
-        found, target = trained(cohort, run, paths), target_of(cohort, run, paths)
-        if found is None:
+        model, target = trained(cohort, run, paths), target_of(cohort, run, paths)
+        if model is None:
             print(f"{cohort.key}/{run.name}: not trained yet; left out", flush=True)
-        elif is_done(target, found.digest, how):
+        elif is_done(target, model.digest, how):
             print(f"{cohort.key}/{run.name}: done before -> {target}", flush=True)
         else:
-            second_opinion_of(found, cohort, asked, params, device, paths)
+            second_opinion_of(model, cohort, asked, params, device, paths)
 
 
 def second_opinion_of(
-    found: Trained, cohort: CohortSpec, asked: argparse.Namespace, params: Params, device: torch.device, paths: Paths
+    model: Trained, cohort: CohortSpec, asked: argparse.Namespace, params: Params, device: torch.device, paths: Paths
 ) -> None:
     """Check one trained run and write what was found."""
-    run = found.spec
-    flat = read_weights(found.weights, run.latent, found.digest).to(device)
+    run = model.spec
+    flat = read_weights(model.weights, run.latent, model.digest).to(device)
     bits = load_dataset(paths.binarized(run.dataset)).test_bits
     test = Images.of(bits, evenly_spaced(len(bits), asked.images), device)
     samples = params.scales[cohort.scale].evaluation.num_samples
@@ -178,7 +178,7 @@ def second_opinion_of(
         meter.close()
     target = target_of(cohort, run, paths)
     images = {name: values.tolist() for name, values in arrays.items()}
-    identity = {"cohort": cohort.key, "run": run.name, "digest": found.digest}
+    identity = {"cohort": cohort.key, "run": run.name, "digest": model.digest}
     write_json(target, sealed({**identity, "summary": summary, "images": images, "how": facts(spec, flat)}))
     print(
         f"NLL of {len(test)} test images: {-summary['test/estimate']:.2f} by {samples} samples,"

@@ -56,9 +56,9 @@ def with_part(text: str, part: str) -> str:
 
     Raises: ValueError where it has no marks.
     """
-    before, found, rest = text.partition(BEGIN)
+    before, opened, rest = text.partition(BEGIN)
     _, closed, after = rest.partition(END)
-    if not found or not closed:
+    if not opened or not closed:
         raise ValueError(f"no {BEGIN} ... {END}")
     return f"{before}{BEGIN}\n{part}\n{closed}{after}"
 

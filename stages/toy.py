@@ -24,7 +24,7 @@ def main(paths: Paths) -> None:
     parser.add_argument("scale", help="e.g. quick")
     scale = parser.parse_args().scale
     params = load_params(paths.params)
-    known = [name for name, own in params.scales.items() if own.toy]
+    known = [name for name, settings in params.scales.items() if settings.toy]
     if scale not in known:
         raise UserError(f"{scale}: no scale with a `toy` in {paths.params}; choose one of {', '.join(known)}")
     toy = params.scales[scale].toy

@@ -44,8 +44,8 @@ def main(paths: Paths) -> None:
     scale = known_scale(parser.parse_args().scale, paths)
     root = paths.root.absolute()
     folder = paths.results(scale)
-    found = [*load_results(folder), *load_under_way(folder)]
-    results, others = in_grid(found, load_cohorts(paths.cohorts).values())
+    loaded = [*load_results(folder), *load_under_way(folder)]
+    results, others = in_grid(loaded, load_cohorts(paths.cohorts).values())
     if others:
         print(f"warning: {told_apart(folder, others)}", file=sys.stderr)
     if not results:

@@ -30,8 +30,8 @@ def by_name(model: Model, tensors: list[Tensor] | tuple[Tensor, ...]) -> dict[st
 
 def gradients_of(model: Model) -> dict[str, Tensor]:
     """What `.grad` holds."""
-    found = [parameter.grad for parameter in model.parameters()]
-    return by_name(model, [gradient for gradient in found if gradient is not None])
+    gradients = [parameter.grad for parameter in model.parameters()]
+    return by_name(model, [gradient for gradient in gradients if gradient is not None])
 
 
 def pipeline_gradients(gradient: Gradient, run: int = 0) -> dict[str, Tensor]:

@@ -18,9 +18,9 @@ def environment(**changes: str) -> dict[str, str]:
     """The environment in which a user runs the project, with the offline data."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     mirror = str(mirror_folder().resolve())
-    own = {"PATH": path, "ELBO_DATA_MIRROR": mirror, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    variables = {"PATH": path, "ELBO_DATA_MIRROR": mirror, "DVC_NO_ANALYTICS": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
     inherited = {key: value for key, value in os.environ.items() if not key.startswith(("PYTEST", "ELBO_", "FORCE"))}
-    return {**inherited, **own, **changes}
+    return {**inherited, **variables, **changes}
 
 
 def run(folder: Path, *command: str, check: bool = True, **changes: str) -> subprocess.CompletedProcess[str]:

@@ -75,10 +75,10 @@ def test_plain_pytorch_makes_the_same_gradient(case: Case) -> None:
     p, plain = random_model(case.latent)
     x, eps = random_batch(case)
     set_gradients(plain, case, (x, eps))
-    found = gradients_of(plain)
+    gradients = gradients_of(plain)
     for name, expected in our_gradient(p, case, x, eps).items():
         # Plain goes down minus the bound, ours up the bound.
-        torch.testing.assert_close(-found[name], expected, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(-gradients[name], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", TRAINING, ids=lambda case: case.name)
@@ -117,14 +117,14 @@ def test_log_weights_in_jax_are_ours(latent: tuple[int, ...]) -> None:
     case = Case("k5", "", "iwae", 1, 5, latent)
     x, eps = random_batch(case)
     layers = glorot_layers(latent)
-    found = jax_peer._log_w(jax, layers, x.float().numpy(), [draw.float().numpy() for draw in eps])
+    log_w = jax_peer._log_w(jax, layers, x.float().numpy(), [draw.float().numpy() for draw in eps])
     plain = PlainModel(latent)
     for name, (weight, bias) in layers.items():
         side = "encoder" if name.startswith("q") else "decoder"
         plain.get_parameter(f"{side}.{name}.weight").data.copy_(torch.from_numpy(weight).T)
         plain.get_parameter(f"{side}.{name}.bias").data.copy_(torch.from_numpy(bias))
     expected = plain.log_weights(x.float(), [draw.float() for draw in eps]).detach()
-    torch.testing.assert_close(torch.tensor(found.tolist()), expected, rtol=1e-5, atol=1e-2)
+    torch.testing.assert_close(torch.tensor(log_w.tolist()), expected, rtol=1e-5, atol=1e-2)
 
 
 def test_cases_are_runs_of_the_pipeline() -> None:
@@ -156,9 +156,9 @@ def count_ticks(tick: Tick) -> None:
 
 
 def test_a_rate_is_work_by_time() -> None:
-    found = rate_here(count_ticks, 0.05)
-    assert found.wall > 1000
-    assert found.cpu > 1000
+    rate = rate_here(count_ticks, 0.05)
+    assert rate.wall > 1000
+    assert rate.cpu > 1000
 
 
 def test_the_clock_counts_what_comes_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,19 +192,19 @@ def counting(case: Any) -> Work:
 
 def test_contestants_measure_fail_and_end_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
     """Every case is independent of how another one went; what is declined is no fault, whose traceback is shown."""
-    found = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
+    contestants = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
     try:
-        assert found.rate(0, 0.02).wall > 2000
+        assert contestants.rate(0, 0.02).wall > 2000
         with pytest.raises(Failed, match=r"^ValueError: no such thing$"):
-            found.rate(1, 0.02)
-        assert found.rate(0, 0.02).wall > 1000
+            contestants.rate(1, 0.02)
+        assert contestants.rate(0, 0.02).wall > 1000
         with pytest.raises(Failed, match="ended with code 3"):
-            found.rate(2, 0.02)
-        assert found.rate(0, 0.02).wall > 1000
+            contestants.rate(2, 0.02)
+        assert contestants.rate(0, 0.02).wall > 1000
         with pytest.raises(Failed, match=r"^not my trade$"):
-            found.rate(3, 0.02)
+            contestants.rate(3, 0.02)
     finally:
-        found.close()
+        contestants.close()
     shown = capfd.readouterr().err
     assert "no such thing" in shown
     assert "not my trade" not in shown
@@ -384,9 +384,9 @@ def test_what_an_assembler_says() -> None:
 @pytest.mark.parametrize("tf32", [False, True])
 def test_the_kernel_of_the_output_layer_fits_an_h100(tf32: bool) -> None:
     """All it works on in registers, and two programs of it on a processor."""
-    found = ahead_of_time.usage(LATENTS[0], tf32, capability=90)
-    assert (found.spill_stores, found.spill_loads) == (0, 0)
-    assert 2 * found.shared < ahead_of_time.SHARED_BYTES[90]
+    usage = ahead_of_time.usage(LATENTS[0], tf32, capability=90)
+    assert (usage.spill_stores, usage.spill_loads) == (0, 0)
+    assert 2 * usage.shared < ahead_of_time.SHARED_BYTES[90]
 
 
 def test_without_triton_nothing_is_compiled_ahead(monkeypatch: pytest.MonkeyPatch) -> None:

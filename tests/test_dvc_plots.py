@@ -61,13 +61,13 @@ def test_the_page_needs_no_network(page: Path) -> None:
 
 def test_each_depth_and_schedule_has_a_panel(page: Path) -> None:
     playwright: Any = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
+    executable = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if executable is None:
         pytest.skip("no Chromium to look at the page with; on Debian: apt-get install chromium")
     complaints: list[str] = []
     with playwright.sync_playwright() as driver:
         # Chromium's sandbox refuses to work for root.
-        chromium = driver.chromium.launch(executable_path=found, args=[] if os.geteuid() else ["--no-sandbox"])
+        chromium = driver.chromium.launch(executable_path=executable, args=[] if os.geteuid() else ["--no-sandbox"])
         shown = chromium.new_page()
         shown.on("pageerror", lambda error: complaints.append(str(error)))
         shown.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)

@@ -263,10 +263,10 @@ def test_one_flipped_byte_of_arrays_is_noticed(tmp_path: Path) -> None:
     for place in range(0, len(content), 7):
         path.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         try:
-            found = read_arrays(path)
+            arrays = read_arrays(path)
         except UserError:
             continue
-        for name, array in found.items():
+        for name, array in arrays.items():
             assert name not in ARRAYS or np.array_equal(array, ARRAYS[name])
 
 

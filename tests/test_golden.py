@@ -42,8 +42,8 @@ def golden_runs() -> list[RunSpec]:
 
 def measure(run: RunSpec, images: NDArray[np.uint8], store: Path) -> dict[str, float]:
     """Where 20 steps lead: the last bound, two norms of the weights, and the likelihood estimate."""
-    own = digest(run, "golden")
-    job = Job(run, own, store / own, None)
+    run_digest = digest(run, "golden")
+    job = Job(run, run_digest, store / run_digest, None)
     train([job], torch.from_numpy(images), {}, lambda _: None, lambda: False, 1e9)
     flat = read_weights(job.finished / WEIGHTS, run.latent)
     rows = np.loadtxt(job.finished / HISTORY, delimiter=",", skiprows=1)
@@ -80,9 +80,9 @@ def main() -> None:
     runs = {}
     for run in golden_runs():
         with tempfile.TemporaryDirectory() as store:
-            found = measure(run, make_images(), Path(store))
+            measured = measure(run, make_images(), Path(store))
         # What differs by this machine's rounding alone stays as it was.
-        runs[run.name] = kept[run.name] if run.name in kept and found == near(kept[run.name]) else found
+        runs[run.name] = kept[run.name] if run.name in kept and measured == near(kept[run.name]) else measured
     GOLDEN.write_text(json.dumps({"algorithm_version": version, "runs": runs}, indent=1) + "\n")
 
 

@@ -23,17 +23,17 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 def plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
-def with_requirements(name, found):
-    if plain(name) in found:
+def with_requirements(name, there):
+    if plain(name) in there:
         return
     try:
         lines = requires(name) or []
     except PackageNotFoundError:
         return
-    found.add(plain(name))
+    there.add(plain(name))
     for line in lines:
         if "extra ==" not in line:
-            with_requirements(re.match(r"[A-Za-z0-9._-]+", line).group(), found)
+            with_requirements(re.match(r"[A-Za-z0-9._-]+", line).group(), there)
 
 there = set()
 for name in ("torch", "numpy", "safetensors"):
@@ -54,15 +54,15 @@ def imported(modules: list[str]) -> set[str]:
 
 
 def test_training_and_evaluation_need_torch_numpy_and_safetensors_alone() -> None:
-    found = imported(["pipeline.training.cohort", "pipeline.evaluation.cohort"]) & HEAVY
-    assert found == set()
+    heavy = imported(["pipeline.training.cohort", "pipeline.evaluation.cohort"]) & HEAVY
+    assert heavy == set()
 
 
 def on_a_bare_machine(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a module of the project, by name and arguments, where only torch, numpy and safetensors are installed."""
     words = [sys.executable, "-c", BARE, *command]
-    own = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
-    return subprocess.run(words, cwd=folder, env=own, capture_output=True, text=True, check=False)
+    variables = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
+    return subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("package", ["tqdm", "pydantic", "yaml", "ruamel"])

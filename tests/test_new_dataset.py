@@ -45,8 +45,8 @@ def mirror(folder: Path) -> dict[str, str]:
 
 def entry(sums: dict[str, str]) -> str:
     files = ", ".join(
-        f'RawFile((Form("{name}", {{"sha256": "{own}"}}),), (Source("mirror", "{NAME}/{name}.gz"),))'
-        for name, own in sums.items()
+        f'RawFile((Form("{name}", {{"sha256": "{sha256}"}}),), (Source("mirror", "{NAME}/{name}.gz"),))'
+        for name, sha256 in sums.items()
     )
     return f"""
 DATASETS["{NAME}"] = DatasetInfo(
@@ -79,9 +79,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_its_runs_are_in_the_results_and_in_mlflow(project: Path) -> None:
     for cohort in COHORTS:
         metrics = json.loads((project / f"reports/tiny/results/{cohort}/metrics.json").read_text())
-        assert all(np.isfinite(list(own.values())).all() for own in metrics.values())
+        assert all(np.isfinite(list(run_metrics.values())).all() for run_metrics in metrics.values())
         # Its labels are read, too.
-        assert all("digit_reader_accuracy" in own for own in metrics.values())
+        assert all("digit_reader_accuracy" in run_metrics for run_metrics in metrics.values())
     with sqlite3.connect(project / ".mlflow/mlflow.db") as database:
         query = "select name from experiments where lifecycle_stage = 'active'"
         assert database.execute(query).fetchall() == [(f"tiny/{NAME}",)]

@@ -48,8 +48,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "BackendUnavailable" in done.stderr or "No module named 'setuptools'" in done.stderr:
         pytest.skip("setuptools is not installed, which builds the wheel")
     assert done.returncode == 0, done.stderr
-    (found,) = folder.glob("*.whl")
-    return found
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 def test_the_wheel_has_every_file_of_the_packages(wheel: Path) -> None:
@@ -73,8 +73,10 @@ def test_the_installed_launcher_runs_elsewhere(wheel: Path, tmp_path: Path) -> N
         "print(all((step.FOLDER / name).exists() for name in step.SOURCES))\n"
         "import pipeline.launch.__main__"
     )
-    own = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-P", "-c", code], cwd=tmp_path, env=own, capture_output=True, text=True)
+    variables = {"PYTHONPATH": str(tmp_path / "site"), "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True
+    )
     assert done.stdout == "True\n", done.stderr
 
 

@@ -163,7 +163,7 @@ def test_a_deeper_scale_trains_the_rest_alone(project: Path) -> None:
     provenance = json.loads((project / f"reports/tiny/results/{cohort}/provenance.json").read_text())
     stretches = provenance[name]["training"]["stretches"]
     # Two calls of one command on one machine may be one stretch; no update was made twice.
-    assert [own["from"] for own in stretches[1:]] == [own["to"] for own in stretches[:-1]]
+    assert [stretch["from"] for stretch in stretches[1:]] == [stretch["to"] for stretch in stretches[:-1]]
     assert (stretches[0]["from"], stretches[-1]["to"]) == (0, 50)
     assert {path.name for path in (project / ".store").glob("*/waypoint-00000030")} == {"waypoint-00000030"}
     weights = load_file(training / "weights.safetensors")

@@ -58,11 +58,11 @@ def test_toy_stage_writes_what_the_report_reads(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call(monkeypatch, toy, project, "small")
-    found = load_toy(project / "reports/small/results")
-    assert found is not None
-    assert found.samples.tolist() == [1, 4]
-    assert found.metrics["gradients"] == 16
-    assert found.arrays["iwae/A/snr"].shape == (2, 400)
+    written = load_toy(project / "reports/small/results")
+    assert written is not None
+    assert written.samples.tolist() == [1, 4]
+    assert written.metrics["gradients"] == 16
+    assert written.arrays["iwae/A/snr"].shape == (2, 400)
     assert "small toy: slopes over K: IWAE encoder" in capsys.readouterr().out
     told = f"paper: no scale with a `toy` in {project}/params.yaml; choose one of small"
     with pytest.raises(UserError, match=re.escape(told)):
@@ -92,15 +92,15 @@ def test_second_opinions_of_a_scale_are_those_of_vae_and_iwae_at_every_dataset_a
     with pytest.raises(UserError, match=r"small: no scale with burda-table1; choose one of "):
         call(monkeypatch, ais, project, "small")
     pairs = ais.pairs_of("paper", Paths(ROOT))
-    found = [(cohort.dataset, run.layers, run.objective, run.T, run.seed) for cohort, run in pairs]
+    cells = [(cohort.dataset, run.layers, run.objective, run.T, run.seed) for cohort, run in pairs]
     expected = {
         (dataset, layers, name, k, 0)
         for dataset in ("mnist", "omniglot")
         for layers in (1, 2)
         for name, k in (("vae", 1), ("iwae", 50))
     }
-    assert set(found) == expected
-    assert len(found) == 8
+    assert set(cells) == expected
+    assert len(cells) == 8
 
 
 def test_a_second_opinion_is_not_asked_twice(
@@ -137,7 +137,7 @@ def test_a_second_opinion_takes_the_weights_that_are_shipped(tmp_path: Path) -> 
         (tmp_path / name).symlink_to(ROOT / name)
     paths = Paths(tmp_path)
     cohort, run = ais.chosen("quick/burda-table1-mnist-1L-T1", "vae-M1-K1-s0", paths)
-    found = ais.trained(cohort, run, paths)
-    assert found is not None
-    assert found.weights == paths.weights("quick") / cohort.key.partition("/")[2] / f"{run.name}.safetensors"
-    assert read_weights(found.weights, found.spec.latent, found.digest).isfinite().all()
+    model = ais.trained(cohort, run, paths)
+    assert model is not None
+    assert model.weights == paths.weights("quick") / cohort.key.partition("/")[2] / f"{run.name}.safetensors"
+    assert read_weights(model.weights, model.spec.latent, model.digest).isfinite().all()

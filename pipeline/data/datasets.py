@@ -104,8 +104,8 @@ def verified_dataset(folder: Path) -> Dataset:
     remedy = f"delete it and run `dvc repro binarize@{folder.name}`"
     for name, sha256 in dataset.info["sha256"].items():
         with content_of(folder / name, "an array of numpy", remedy):
-            found = sha256_file(folder / name)
-        if found != sha256:
+            actual = sha256_file(folder / name)
+        if actual != sha256:
             raise UserError(f"{folder / name}: damaged: its SHA-256 is not the one in {INFO}; {remedy}")
     return dataset
 
@@ -122,6 +122,6 @@ def _open(path: Path, shape: tuple[int, ...], remedy: str) -> NDArray[np.uint8]:
         if not isinstance(array, np.ndarray):
             raise ValueError("an archive of arrays")
     if array.dtype != np.uint8 or array.shape != shape:
-        found = f"{array.dtype} {list(array.shape)}"
-        raise UserError(f"{path}: holds {found}, but {INFO} says uint8 {list(shape)}; delete it and {remedy}")
+        content = f"{array.dtype} {list(array.shape)}"
+        raise UserError(f"{path}: holds {content}, but {INFO} says uint8 {list(shape)}; delete it and {remedy}")
     return array

@@ -49,18 +49,18 @@ def read_mat(path: Path, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     if not path.is_file():
         raise _missing(path)
     try:
-        found = scipy.io.loadmat(path, variable_names=list(keys))
+        matrices = scipy.io.loadmat(path, variable_names=list(keys))
     except Exception as error:  # scipy lets through whatever the damaged bytes provoke
         raise corrupt(path, f"not a readable MATLAB v5 file: {error}") from error
-    if absent := [key for key in keys if key not in found]:
+    if absent := [key for key in keys if key not in matrices]:
         raise corrupt(path, f"lacks the variable {', '.join(absent)}")
     for key in keys:
-        value = found[key]
+        value = matrices[key]
         if not isinstance(value, np.ndarray) or value.ndim != 2 or value.dtype.kind not in "biuf":
             raise corrupt(path, f"its variable {key} is no matrix of numbers but {type(value).__name__}")
         if not np.isfinite(value).all():
             raise corrupt(path, f"its variable {key} holds values that are no numbers")
-    return {key: found[key] for key in keys}
+    return {key: matrices[key] for key in keys}
 
 
 def read_binarized_text(path: Path) -> NDArray[np.uint8]:

@@ -60,10 +60,10 @@ def read_fixed_mnist(folder: Path) -> RawImages:
         if path.suffix == ".amat":
             return read_binarized_text(path)
         array = read_mat(path, ["X"])["X"]
-        found = array.astype(np.uint8)
-        if (found > 1).any() or (found != array).any():
+        values = array.astype(np.uint8)
+        if (values > 1).any() or (values != array).any():
             raise corrupt(path, "holds values other than 0 and 1")
-        return found
+        return values
 
     return RawImages(train=255 * bits("binarized_mnist_train"), test=255 * bits("binarized_mnist_test"))
 
@@ -160,8 +160,8 @@ def _verify(folder: Path, source: dict[str, Any]) -> None:
         # A missing file is for its reader to name.
         if "sha256" in file and path.exists():
             with content_of(path, "a raw file", f"delete it and run `dvc repro binarize@{folder.name}`"):
-                found = sha256_file(path)
-            if found != file["sha256"]:
+                sha256 = sha256_file(path)
+            if sha256 != file["sha256"]:
                 raise corrupt(path, f"damaged: its SHA-256 is not the one in {SOURCES_FILE}")
 
 

@@ -355,16 +355,16 @@ def identify(path: Path, forms: tuple[Form, ...]) -> Form:
 
     Raises: WrongFile naming the expected and the found digests.
     """
-    found = {algorithm: digest(path, algorithm) for form in forms for algorithm in form.digests}
+    actual = {algorithm: digest(path, algorithm) for form in forms for algorithm in form.digests}
     for form in forms:
-        if all(found[algorithm] == value for algorithm, value in form.digests.items()):
+        if all(actual[algorithm] == value for algorithm, value in form.digests.items()):
             return form
 
     def text(digests: Mapping[str, str]) -> str:
         return " and ".join(f"{algorithm} {value}" for algorithm, value in digests.items())
 
     expected = " or ".join(text(form.digests) for form in forms)
-    raise WrongFile(f"checksum mismatch: expected {expected}, found {text(found)}")
+    raise WrongFile(f"checksum mismatch: expected {expected}, found {text(actual)}")
 
 
 def digest(path: Path, algorithm: str) -> str:

@@ -102,7 +102,7 @@ class _Point:
 
 def _points(where: str, experiment: Experiment) -> list[_Point]:
     """Every (M, K, parameter, protocol) of an experiment, checked."""
-    found = []
+    points = []
     for index, setting in enumerate(experiment.settings):
         here = f"{where}.settings.{index}"
         parameters: list[float | None] = [None] if setting.parameter is None else [*setting.parameter]
@@ -113,8 +113,8 @@ def _points(where: str, experiment: Experiment) -> list[_Point]:
                 raise UserError(
                     f"{here}: M * K = {M} * {K} = {M * K} is not a sample count of the experiment (T: {allowed})"
                 )
-            found.append(_Point(here, setting, M, K, parameter, protocol))
-    return found
+            points.append(_Point(here, setting, M, K, parameter, protocol))
+    return points
 
 
 Crossed = tuple[list[int], str, int, _Point, int]
@@ -128,8 +128,8 @@ def _crossed(scale: Scale, part: Part, points: list[_Point]) -> Iterator[Crossed
     """Every run of a part as (the seeds that train together, dataset, layers, point, seed); further seeds last."""
     groups = {tuple(group): group for point in points for group in _seeds(scale, part, point.M * point.K)}
     for seeds in groups.values():
-        own = [point for point in points if seeds in _seeds(scale, part, point.M * point.K)]
-        for dataset, layers, point, seed in itertools.product(part.datasets, part.layers, own, seeds):
+        group_points = [point for point in points if seeds in _seeds(scale, part, point.M * point.K)]
+        for dataset, layers, point, seed in itertools.product(part.datasets, part.layers, group_points, seeds):
             yield seeds, dataset, layers, point, seed
 
 
@@ -279,7 +279,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
 
 def _index_digest(value: dict[str, Any]) -> str:
     """Names the rest of an index, so that one edited by hand is known."""
-    rest = {key: own for key, own in value.items() if key != "index_digest"}
+    rest = {key: entry for key, entry in value.items() if key != "index_digest"}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -308,12 +308,12 @@ def _differs(path: Path, value: Any) -> bool:
 def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> None:
     """Raises: UserError when `folder` was not written from these parameters. `source`: their file, for messages."""
     remedy = "run `python -m pipeline.experiments`, then dvc repro again"
-    found = load_index(folder) if (folder / INDEX).exists() else {}
-    if found.get("params_digest") != params.digest() or found.get("index_digest") != _index_digest(found):
+    index = load_index(folder) if (folder / INDEX).exists() else {}
+    if index.get("params_digest") != params.digest() or index.get("index_digest") != _index_digest(index):
         raise UserError(f"{folder}/ is out of step with {source}: {remedy}")
     cohorts = load_cohorts(folder)
-    for key in cohorts.keys() | found["cohort_digests"].keys():
-        if key not in cohorts or cohorts[key].digest() != found["cohort_digests"].get(key):
+    for key in cohorts.keys() | index["cohort_digests"].keys():
+        if key not in cohorts or cohorts[key].digest() != index["cohort_digests"].get(key):
             raise UserError(f"{folder / key}.json is not what {source} gives: {remedy}")
 
 

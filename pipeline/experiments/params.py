@@ -301,9 +301,9 @@ def _model_at(location: tuple[Any, ...], root: type[BaseModel] | None = None) ->
             annotation = annotation.model_fields[part].annotation
         else:
             annotation = get_args(annotation)[-1]
-    found = _content(annotation)
-    assert issubclass(found, BaseModel)
-    return cast(type[BaseModel], found)
+    model = _content(annotation)
+    assert issubclass(model, BaseModel)
+    return cast(type[BaseModel], model)
 
 
 def _content(annotation: Any) -> Any:

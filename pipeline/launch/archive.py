@@ -62,15 +62,15 @@ def pack(
         for cohort in chosen:
             if not paths.binarized(cohort.dataset).exists():
                 continue
-            own = carried_jobs(cohort, cohorts, store, marks, paths)
-            if own:
+            carried = carried_jobs(cohort, cohorts, store, marks, paths)
+            if carried:
                 locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
-            jobs |= own
+            jobs |= carried
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         with atomic_path(target) as temporary, temporary.open("wb") as stream:
             write_archive(stream, jobs, store, code_revision(paths.root))
-    finished = sum(_is_finished(store / own, job) for own, job in jobs.items())
+    finished = sum(_is_finished(store / run_digest, job) for run_digest, job in jobs.items())
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
     )
@@ -125,8 +125,8 @@ def write_archive(
             archive.addfile(member, io.BytesIO(content))
 
         contents = [
-            {path: content for path, content in run_files(store / own).items() if path.parent not in without}.items()
-            for own in jobs
+            {path: content for path, content in run_files(store / run).items() if path.parent not in without}.items()
+            for run in jobs
         ]
         contents.append({path: path.read_bytes() for path in sorted((store / PACE).glob("*.json"))}.items())
         for path, content in itertools.chain(*contents):
@@ -142,9 +142,9 @@ def run_files(folder: Path) -> dict[Path, bytes]:
     for _ in range(TRIES):
         before = stored_waypoints(folder)
         with suppress(FileNotFoundError):
-            found = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if _carried(path, folder)}
+            files = {path: path.read_bytes() for path in sorted(folder.rglob("*")) if _carried(path, folder)}
             if stored_waypoints(folder) == before:
-                return found
+                return files
         time.sleep(TRY_SECONDS)
     raise UserError(f"{folder}: changes faster than it can be read; run again")
 
@@ -172,10 +172,10 @@ def unpack(source: Path, store: Path) -> str:
     try:
         jobs, refused = _verified(source, building)
         counts = {"finished": 0, "begun": 0, "kept": 0}
-        for own, job in jobs.items():
+        for run_digest, job in jobs.items():
             # A run that is trained here now, or that another archive brings, is not changed under its owner's hands.
-            with locked(store / "locks" / f"{own}.lock", job["cell"], lock_seconds()):
-                counts[_register(building / own, store / own, job)] += 1
+            with locked(store / "locks" / f"{run_digest}.lock", job["cell"], lock_seconds()):
+                counts[_register(building / run_digest, store / run_digest, job)] += 1
         for path in (building / PACE).glob("*.json"):
             (store / PACE).mkdir(exist_ok=True)
             path.replace(store / PACE / path.name)
@@ -194,7 +194,7 @@ def _verified(source: Path, building: Path) -> tuple[dict[str, Any], list[str]]:
     States that were damaged before they were packed are removed there; a line for each is returned.
     """
     manifest: dict[str, Any] = {}
-    found: dict[str, str] = {}
+    written: dict[str, str] = {}
     try:
         # Not compressed, not sparse: what is written is no more than what was read.
         with tarfile.open(source, "r:") as archive:
@@ -208,30 +208,33 @@ def _verified(source: Path, building: Path) -> tuple[dict[str, Any], list[str]]:
                 parts = PurePosixPath(member.name).parts
                 if len(parts) < 2 or ".." in parts or parts[0].startswith(("/", ".")):
                     raise UserError(f"{source}: {member.name} is no part of a run; it was not written by `pack`")
-                found[member.name] = _written(stream, building / member.name)
+                written[member.name] = _written(stream, building / member.name)
         jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
     except OSError as error:
         raise disk_error(source, "read", error) from error
     except (tarfile.TarError, *MALFORMED) as error:
         told = " ".join(str(error).split())
         raise UserError(f"{source}: not a file that `pack` wrote ({told}); bring it over again") from error
-    if odd := sums.keys() ^ found.keys():
+    if odd := sums.keys() ^ written.keys():
         raise UserError(f"{source}: {min(odd)} is in the file or in its manifest alone; bring it over again")
-    if damaged := [name for name in found if found[name] != sums[name]]:
+    if damaged := [name for name in written if written[name] != sums[name]]:
         raise UserError(f"{source}: {damaged[0]} is damaged (its SHA-256 is not the manifest's); bring it over again")
-    if strange := [name for name in found if PurePosixPath(name).parts[0] not in (*jobs, PACE)]:
+    if strange := [name for name in written if PurePosixPath(name).parts[0] not in (*jobs, PACE)]:
         raise UserError(f"{source}: {strange[0]} is no part of a run; it was not written by `pack`")
     refused: list[str] = []
-    for own, job in jobs.items():
+    for run_digest, job in jobs.items():
         with content_of(source, "a file that `pack` wrote", "bring it over again"):
             told = digest(RunSpec.from_json(job["spec"]), job["data"], job["origin"])
             cell = str(job["cell"])
-        if told != own:
-            raise UserError(f"{source}: {cell}: its spec does not give its digest {own}; it is not taken")
-        refused += [f"{cell}: {what}" for what in _without_damaged_states(building / own, own)]
-        for steps in stored_waypoints(building / own):
-            run = read_run(building / own / waypoint_name(steps))
-            if digest(RunSpec.from_json(run["spec"]), job["data"], job["origin"]) != own or run["steps"] != steps:
+        if told != run_digest:
+            raise UserError(f"{source}: {cell}: its spec does not give its digest {run_digest}; it is not taken")
+        refused += [f"{cell}: {what}" for what in _without_damaged_states(building / run_digest, run_digest)]
+        for steps in stored_waypoints(building / run_digest):
+            run = read_run(building / run_digest / waypoint_name(steps))
+            if (
+                digest(RunSpec.from_json(run["spec"]), job["data"], job["origin"]) != run_digest
+                or run["steps"] != steps
+            ):
                 raise UserError(f"{source}: {cell}: its run.json is of another run; it is not taken")
     return jobs, refused
 
@@ -246,16 +249,16 @@ def _written(stream: IO[bytes], path: Path) -> str:
     return sha256.hexdigest()
 
 
-def _without_damaged_states(folder: Path, own: str) -> list[str]:
+def _without_damaged_states(folder: Path, run_digest: str) -> list[str]:
     """Remove the waypoints and checkpoints that are not what was written for this run; returns a line for each."""
     told = []
     paths = [folder / waypoint_name(steps) for steps in stored_waypoints(folder)]
     for path in (*paths, *folder.glob("checkpoint*.safetensors")):
         try:
             if path in paths:
-                verify_waypoint(path, own)
+                verify_waypoint(path, run_digest)
             else:
-                load_checkpoint(path, own)
+                load_checkpoint(path, run_digest)
         except UserError as error:
             told.append(str(error).removeprefix(f"{folder}/"))
             remove(path)

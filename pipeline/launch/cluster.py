@@ -96,13 +96,13 @@ def _data(folder: Path) -> bytes:
 
 def _with_sources(unit: CohortSpec, cohorts: Mapping[str, CohortSpec]) -> list[CohortSpec]:
     """A unit and the runs that its runs continue, and so on, each alone in its cohort."""
-    found, runs = [unit], list(unit.runs)
+    units, runs = [unit], list(unit.runs)
     while runs:
         source = continued_run(runs.pop(), cohorts)
         if source is not None:
-            found.append(replace(source[0], runs=(source[1],)))
+            units.append(replace(source[0], runs=(source[1],)))
             runs.append(source[1])
-    return found
+    return units
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,12 @@ class Driver:
         return Resources(share, 1, 0)
 
     def standing(self, unit: CohortSpec) -> Standing:
-        own = self.project
+        project = self.project
         try:
-            spec = own.evaluations[unit.key]
-            return standing(unit, own.cohorts, spec, own.store, own.machine, own.again, own.marks, own.paths)
+            spec = project.evaluations[unit.key]
+            return standing(
+                unit, project.cohorts, spec, project.store, project.machine, project.again, project.marks, project.paths
+            )
         except UserError as error:
             return Standing(unit, BLOCKED, str(error))
 
@@ -210,10 +212,10 @@ class Driver:
         """Time what was not timed: kinds of runs on a core of this machine, or shapes of stacks on a GPU where sharing
         GPUs could end the work sooner."""
         items = [item for item in self.open() if item.need in (*RUNNABLE, WAITS)]
-        own = self.project
+        project = self.project
         if not self.on_gpu:
             every = [job for item in items for job in item.jobs]
-            time_kinds([job for job in every if not job.is_finished], every, own.store, own.paths)
+            time_kinds([job for job in every if not job.is_finished], every, project.store, project.paths)
             return
         if len(items) <= sum(node.gpus for node in self.nodes):
             return
@@ -221,14 +223,14 @@ class Driver:
         missing = [
             unit
             for shape, unit in shapes.items()
-            if not (s := kept(own.store, own.machine, shape, COPIES)) or not s.together
+            if not (s := kept(project.store, project.machine, shape, COPIES)) or not s.together
         ]
         say(f"measuring {counted(len(missing), 'shape')} of stacks: alone, and {COPIES} at once on a GPU")
         timing = self.ray.remote(measure_task).options(num_gpus=1, num_cpus=1)
         asked = {unit.key: timing.remote(self.order(unit), self.dataset(unit.dataset)) for unit in missing}
         for key, reference in asked.items():
             try:
-                keep(own.store, own.machine, self.ray.get(reference))
+                keep(project.store, project.machine, self.ray.get(reference))
             except (UserError, self.ray.exceptions.RayError) as error:
                 say(f"warning: {key}: not measured, so it gets a GPU of its own ({error})", file=sys.stderr)
 
@@ -459,13 +461,13 @@ def describe_cluster(driver: Driver) -> str:
     items = {driver.name(item.cohort): item for item in driver.open() if item.need in (*RUNNABLE, WAITS)}
     plan = list(items.values())
     seconds = estimates(plan, driver.on_gpu)
-    work = {own.key: own for own in works(plan, seconds, driver.on_gpu)}
+    work = {entry.key: entry for entry in works(plan, seconds, driver.on_gpu)}
     tail = tails(list(work.values()))
     measured = any(estimate.measured for estimate in seconds.values())
     for name in sorted(items, key=lambda name: -tail[name]):
-        own = seconds[name]
-        how = "measured" if own.measured else "by its number of samples"
-        hours = f"{own.seconds / 3600:.2f} h ({how})" if measured else "not timed yet"
+        estimate = seconds[name]
+        how = "measured" if estimate.measured else "by its number of samples"
+        hours = f"{estimate.seconds / 3600:.2f} h ({how})" if measured else "not timed yet"
         after = f", after {work[name].after}" if items[name].need == WAITS else ""
         lines.append(f"{name}: {driver.resources(items[name].cohort)}, {hours}{after}")
     if items and measured:
@@ -508,7 +510,7 @@ def run(
         standings = zip(project.chosen, project.standings(), strict=True)
         left = tuple(cohort for cohort, item in standings if item.need != RECORDED)
         units = replace(project, chosen=left if use_gpus else single_runs(left))
-        driver = Driver(units, [*(cut(units, own) for own in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
+        driver = Driver(units, [*(cut(units, epoch) for epoch in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
         if dry:
             say(describe(project.standings(), machine, project.paths))
             say(describe_cluster(driver))

@@ -144,12 +144,12 @@ def nodes_of(ray: Any, use_gpus: bool) -> list[Node]:
         share = 0.01 if use_gpus and node["Resources"].get("GPU") else 0
         placed = {"num_cpus": 0, "num_gpus": share, "scheduling_strategy": pinned(node["NodeID"])}
         asked.append(ray.remote(probe).options(**placed).remote())
-    found, odd = [], []
+    nodes, odd = [], []
     for node, (version, gpu, gpu_bytes) in zip(alive, ray.get(asked), strict=True):
         name, resources = node["NodeManagerHostname"], node["Resources"]
         if version != project_version():
             odd.append(other_version(name, version, project_version()))
-        found.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0), gpu, gpu_bytes))
+        nodes.append(Node(name, resources.get("CPU", 0), resources.get("GPU", 0), gpu, gpu_bytes))
     if odd:
         raise UserError("\n".join(odd))
-    return found
+    return nodes

@@ -67,11 +67,11 @@ def need_ray() -> Any:
 def project_version() -> str:
     """What driver and workers must agree in: a digest of this package's source, and torch's version."""
     package = Path(__file__).parents[1]
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     sources = (path for path in package.rglob("*") if path.suffix in (".py", ".c", ".h"))
     for path in sorted(sources):
-        found.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
-    return f"source {found.hexdigest()[:12]}, torch {torch.__version__}"
+        sha256.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes())
+    return f"source {sha256.hexdigest()[:12]}, torch {torch.__version__}"
 
 
 @dataclass(frozen=True)
@@ -156,8 +156,8 @@ class Courier:
 
     def begin(self) -> None:
         """Take note of what came with the task, which home has."""
-        for own in self._jobs():
-            self._sent |= _looks(self.project.store / own)
+        for digest in self._jobs():
+            self._sent |= _looks(self.project.store / digest)
         self._tell(Report(socket.gethostname(), 0, None))
 
     def report(self, steps: int, rate: float | None, doing: str = "") -> None:
@@ -172,8 +172,8 @@ class Courier:
         self.home.note.remote(self.order.name, report)
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
-        own = self.project
-        return carried_jobs(self.order.unit, own.cohorts, own.store, own.marks, own.paths)
+        project = self.project
+        return carried_jobs(self.order.unit, project.cohorts, project.store, project.marks, project.paths)
 
     def send(self, wait: bool = False) -> None:
         """Send the files that are others than at the last time, unless the last archive is still on its way.
@@ -187,20 +187,20 @@ class Courier:
                 return
             _arrive(self.ray, self._delivery)
         jobs = self._jobs()
-        looks = {own: _looks(self.project.store / own) for own in jobs}
+        looks = {digest: _looks(self.project.store / digest) for digest in jobs}
         # A run that is coming to a waypoint now is sent when it is there.
-        changed = [own for own, look in looks.items() if look.items() - self._sent.items()]
-        changed = [own for own in changed if not _finishing(self.project.store / own)]
+        changed = [digest for digest, look in looks.items() if look.items() - self._sent.items()]
+        changed = [digest for digest in changed if not _finishing(self.project.store / digest)]
         if not changed and not wait:
             return
         stream = io.BytesIO()
         there = {path.parent for path in self._sent if path.parent.name.startswith(WAYPOINT)}
         revision = self.order.facts["git_revision"]
-        write_archive(stream, {own: jobs[own] for own in changed}, self.project.store, revision, there)
-        if not wait and any(_finishing(self.project.store / own) for own in changed):
+        write_archive(stream, {digest: jobs[digest] for digest in changed}, self.project.store, revision, there)
+        if not wait and any(_finishing(self.project.store / digest) for digest in changed):
             return
-        for own in changed:
-            self._sent |= looks[own]
+        for digest in changed:
+            self._sent |= looks[digest]
         self._delivery = self.home.take.remote(self.order.name, stream.getvalue(), readers_in(self.project.store))
         if wait:
             _arrive(self.ray, self._delivery)
@@ -217,13 +217,13 @@ def _arrive(ray: Any, delivery: Any) -> None:
 
 
 def _looks(folder: Path) -> Looks:
-    found = {}
+    looks = {}
     for path in sorted(folder.rglob("*")):
         with suppress(FileNotFoundError):
             status = path.stat()
             if path.is_file():
-                found[path] = (status.st_size, status.st_mtime_ns)
-    return found
+                looks[path] = (status.st_size, status.st_mtime_ns)
+    return looks
 
 
 def _finishing(folder: Path) -> bool:
@@ -260,8 +260,8 @@ def _settle(order: Order, data: bytes, paths: Paths) -> None:
 
     Raises: UserError where this is another version of the project than the driver's.
     """
-    if (own := project_version()) != order.version:
-        raise UserError(other_version(socket.gethostname(), own, order.version))
+    if (version := project_version()) != order.version:
+        raise UserError(other_version(socket.gethostname(), version, order.version))
     target = paths.binarized(order.unit.dataset)
     target.mkdir(parents=True)
     with tarfile.open(fileobj=io.BytesIO(data)) as archive:
@@ -350,8 +350,8 @@ def measure_task(order: Order, data: bytes) -> Speeds:
         return measure(order.unit, paths.binarized(order.unit.dataset), order.machine(), COPIES)
 
 
-def other_version(node: str, own: str, expected: str) -> str:
+def other_version(node: str, version: str, expected: str) -> str:
     return (
-        f"{node}: has another version of this project ({own}) than the driver ({expected});"
+        f"{node}: has another version of this project ({version}) than the driver ({expected});"
         " bring the same there: git archive HEAD pipeline, and the same torch"
     )

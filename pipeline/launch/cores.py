@@ -82,16 +82,16 @@ class News:
 
 def pieces(project: Project, epochs: Sequence[int]) -> list[Piece]:
     """The chosen runs in their order: all to the first of `epochs`, all to the next, ..., all to their depths."""
-    found: list[Piece] = []
+    plan: list[Piece] = []
     for epoch in [*sorted(epochs), None]:
         for chosen in project.chosen:
             for run in chosen.runs:
                 limit = run.total_steps if epoch is None else min(run.total_steps, epoch * run.steps_per_epoch)
                 cohort = project.cohorts[chosen.key]
                 piece = Piece(cohort, run_named(cohort, run.name), limit)
-                if piece not in found:
-                    found.append(piece)
-    return found
+                if piece not in plan:
+                    plan.append(piece)
+    return plan
 
 
 def job_of(project: Project, piece: Piece) -> Job:
@@ -182,8 +182,8 @@ class _Worker:
         if not is_whole(job.waypoint(steps), job.digest):
             return steps == piece.steps
         spec = evaluation_at(self.project.evaluations[piece.cohort.key], piece.run, steps)
-        own = waypoint_run(job, piece.run, steps, self.project.store, spec)
-        return own is not None and not own.is_evaluated
+        waypoint = waypoint_run(job, piece.run, steps, self.project.store, spec)
+        return waypoint is not None and not waypoint.is_evaluated
 
     def reach(self, number: int, job: Job, piece: Piece, steps: int) -> bool:
         """Train the run to a waypoint unless it is there, then evaluate it unless that was done.
@@ -192,14 +192,14 @@ class _Worker:
         """
         project = self.project
         at = replace(job, spec=replace(job.spec, max_steps=steps))
-        deepest = max((own for own in job.waypoints if is_whole(job.waypoint(own), job.digest)), default=0)
+        deepest = max((mark for mark in job.waypoints if is_whole(job.waypoint(mark), job.digest)), default=0)
         if steps > deepest or (steps == piece.steps and not at.is_finished):
             self.train_to(number, at)
         spec = evaluation_at(project.evaluations[piece.cohort.key], piece.run, steps)
-        own = waypoint_run(job, piece.run, steps, project.store, spec)
-        if own is None or own.is_evaluated:
+        waypoint = waypoint_run(job, piece.run, steps, project.store, spec)
+        if waypoint is None or waypoint.is_evaluated:
             return True
-        shape = evaluation_shape(piece.cohort, own.evaluation)
+        shape = evaluation_shape(piece.cohort, waypoint.evaluation)
         each = remembered(project.store, CORE, shape)
         # With a whole slot ahead it is tried in any case: the time that is remembered may be wrong.
         if self.worked and self.until is not None and each is not None and time.monotonic() + each > self.until:
@@ -208,7 +208,7 @@ class _Worker:
         self.send(News(number, steps, doing=EVALUATING))
         start = time.monotonic()
         data = project.paths.binarized(piece.cohort.dataset)
-        evaluate_here([own], data, project.store, project.machine, self.facts)
+        evaluate_here([waypoint], data, project.store, project.machine, self.facts)
         remember(project.store, CORE, shape, time.monotonic() - start)
         self.worked = True
         record_cohort(project, piece.cohort.key)
@@ -234,8 +234,8 @@ class _Worker:
     def data_of(self, dataset: str) -> tuple[Tensor, Given]:
         """The training images, verified once a process, and what run.json tells."""
         if dataset not in self.images:
-            found = verified_dataset(self.project.paths.binarized(dataset))
-            self.images[dataset] = torch.from_numpy(found.train_images), found.info
+            data = verified_dataset(self.project.paths.binarized(dataset))
+            self.images[dataset] = torch.from_numpy(data.train_images), data.info
         images, info = self.images[dataset]
         return images, {**self.facts, "data": info, "workers": self.project.machine.workers}
 
@@ -281,13 +281,13 @@ class Due:
 
 def due_evaluations(project: Project, piece: Piece, job: Job) -> list[Due]:
     """The evaluations of a piece that are not in the store, with what they take."""
-    found = []
+    due = []
     for steps in waypoints_to(job, piece):
         spec = evaluation_at(project.evaluations[piece.cohort.key], piece.run, steps)
-        own = waypoint_run(job, piece.run, steps, project.store, spec)
-        if spec is not None and (own is None or not own.is_evaluated):
-            found.append(Due(steps, evaluation_seconds(project.store, piece.cohort, spec)))
-    return found
+        waypoint = waypoint_run(job, piece.run, steps, project.store, spec)
+        if spec is not None and (waypoint is None or not waypoint.is_evaluated):
+            due.append(Due(steps, evaluation_seconds(project.store, piece.cohort, spec)))
+    return due
 
 
 def _seconds(updates: int, rate: float | None) -> float | None:
@@ -328,8 +328,8 @@ class Board:
         if news.doing != UPDATES:
             say(self.of(news))
         self.current[worker] = news
-        own = self.digests[news.piece]
-        self.done[own] = max(self.done.get(own, 0), news.step)
+        digest = self.digests[news.piece]
+        self.done[digest] = max(self.done.get(digest, 0), news.step)
         # Whoever goes on from a waypoint has evaluated it.
         if news.doing in (UPDATES, END):
             cell, passed = self.plan[news.piece].cell, news.step - (news.doing == UPDATES)
@@ -376,9 +376,11 @@ class Board:
 
     def share(self) -> float:
         """Of the work of all runs to their depths, what is done; runs weigh what they cost."""
-        runs = {own: piece.run for own, piece in zip(self.digests, self.plan, strict=True)}
+        runs = {digest: piece.run for digest, piece in zip(self.digests, self.plan, strict=True)}
         whole = sum(relative_cost(run) for run in runs.values())
-        made = sum(relative_cost(run) * min(1.0, self.done.get(own, 0) / run.total_steps) for own, run in runs.items())
+        made = sum(
+            relative_cost(run) * min(1.0, self.done.get(digest, 0) / run.total_steps) for digest, run in runs.items()
+        )
         return made / whole if whole else 1.0
 
 

@@ -102,7 +102,7 @@ def choose(
     if not of_scale:
         known = ", ".join(dict.fromkeys(CohortKey.of(key).scale for key in order))
         raise UserError(f"--scale {scale}: no such scale; known: {known}")
-    found: list[CohortSpec] = []
+    chosen: list[CohortSpec] = []
     taken: set[str] = set()
     for pattern in patterns or ["*"]:
         matched = False
@@ -112,12 +112,12 @@ def choose(
             matched = matched or bool(runs)
             taken |= {f"{key}/{run.name}" for run in new}
             if new:
-                found.append(replace(cohorts[key], runs=new))
+                chosen.append(replace(cohorts[key], runs=new))
         if not matched:
             raise UserError(
                 f"--only {pattern}: matches no cohort or run of scale {scale}; known: {', '.join(of_scale)}"
             )
-    return found
+    return chosen
 
 
 def _matches(key: str, run: str, pattern: str) -> bool:
@@ -125,7 +125,7 @@ def _matches(key: str, run: str, pattern: str) -> bool:
     known = [[cohort.scale, cohort.name, run], [cohort.name, run], [cohort.scale, cohort.name], [cohort.name]]
     # A star stays within its part.
     return any(
-        len(parts) == len(asked) and all(fnmatchcase(part, own) for part, own in zip(parts, asked, strict=True))
+        len(parts) == len(asked) and all(fnmatchcase(part, glob) for part, glob in zip(parts, asked, strict=True))
         for parts in known
     )
 
@@ -239,8 +239,8 @@ def work_on(
             for line in diverged(cohort, jobs):
                 say(f"warning: {line}", file=sys.stderr)
         whole = project.cohorts[cohort.key]
-        due = [own for waypoints in due_by_run(jobs, whole, store, spec) for own in waypoints]
-        waiting = sum(not own.is_evaluated for own in due)
+        due = [waypoint for waypoints in due_by_run(jobs, whole, store, spec) for waypoint in waypoints]
+        waiting = sum(not waypoint.is_evaluated for waypoint in due)
         each = remembered(store, machine, evaluation_shape(cohort, spec))
         if waiting and until is not None and each is not None and time.monotonic() + each > until:
             say(f"{cohort.key}: trained; evaluating a run takes {clock(each)}, which is left to the next call")

@@ -106,13 +106,13 @@ def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -
     seconds, peak = 0.0, 0
     for alike in kinds.values():
         barrier = multiprocessing.get_context(start_method()).Barrier(copies)
-        found: dict[int, tuple[float, int]] = {}
+        timings: dict[int, tuple[float, int]] = {}
         task = partial(_advance, data=data, machine=machine, barrier=barrier)
-        run_parallel(task, [alike[0]] * copies, copies, found.__setitem__, name=_names)
-        step = sum(own for own, _ in found.values()) / copies
+        run_parallel(task, [alike[0]] * copies, copies, timings.__setitem__, name=_names)
+        step = sum(duration for duration, _ in timings.values()) / copies
         steps = sum(max(job.spec.total_steps for job in stack) for stack in alike)
         seconds += step * steps / (1 if on_gpu else machine.workers)
-        peak = max(peak, *(used for _, used in found.values()))
+        peak = max(peak, *(used for _, used in timings.values()))
     return Measured(seconds, peak)
 
 

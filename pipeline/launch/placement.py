@@ -70,12 +70,12 @@ def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Estimate]:
     costs = {unit_name(item.cohort, on_gpu): stack_cost(item, on_gpu) for item in plan}
     timed = [(item.training_left, costs[unit_name(item.cohort, on_gpu)]) for item in plan if item.training_left]
     unit = median(seconds / cost for seconds, cost in timed) if timed else 1.0
-    found = {}
+    times = {}
     for item in plan:
         known, name = item.training_left, unit_name(item.cohort, on_gpu)
         training = costs[name] * unit if known is None else known
-        found[name] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
-    return found
+        times[name] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
+    return times
 
 
 def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> list[Standing]:
@@ -85,19 +85,19 @@ def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> 
     """
 
     def timed(item: Standing) -> Standing:
-        own = rate(shape_of(item.cohort, len(item.cohort.runs)))
-        return item if own is None else replace(item, training_left=(item.total_steps - sum(item.steps)) / own)
+        speed = rate(shape_of(item.cohort, len(item.cohort.runs)))
+        return item if speed is None else replace(item, training_left=(item.total_steps - sum(item.steps)) / speed)
 
     return [timed(item) for item in plan]
 
 
 def works(plan: Sequence[Standing], seconds: Mapping[str, Estimate], on_gpu: bool) -> list[Work]:
-    found = []
+    units = []
     for item in plan:
         name = unit_name(item.cohort, on_gpu)
         after = item.cohort.continues if on_gpu else item.cohort.runs[0].continues
-        found.append(Work(name, seconds[name].seconds, after))
-    return found
+        units.append(Work(name, seconds[name].seconds, after))
+    return units
 
 
 def describe_scaling(plan: Sequence[Standing], devices: Sequence[int], on_gpu: bool) -> str:
@@ -117,9 +117,9 @@ def describe_scaling(plan: Sequence[Standing], devices: Sequence[int], on_gpu: b
     if any(item.evaluation_left is None for item in plan):
         lines.append("without evaluations that were never timed")
     for count in devices:
-        found = simulate(works(plan, seconds, on_gpu), count)
-        times = f"{found.seconds / 3600:9,.1f} h, {total / found.seconds:5.1f} times one"
-        lines.append(f"{count:4d} {device}s: {times}; decided by {chain(found.critical)}")
+        schedule = simulate(works(plan, seconds, on_gpu), count)
+        times = f"{schedule.seconds / 3600:9,.1f} h, {total / schedule.seconds:5.1f} times one"
+        lines.append(f"{count:4d} {device}s: {times}; decided by {chain(schedule.critical)}")
     return "\n".join(lines)
 
 

@@ -161,9 +161,9 @@ def _recorded(
         return False  # Damaged: what the store has is written anew.
 
     def expected(job: Job, run: RunSpec) -> tuple[str, str]:
-        own = digest(run, data_digest, job.origin)
+        run_digest = digest(run, data_digest, job.origin)
         at = evaluation_at(spec, run_named(whole, run.name), run.total_steps)
-        return own, "" if at is None else evaluation_digest(at, own, run.total_steps)
+        return run_digest, "" if at is None else evaluation_digest(at, run_digest, run.total_steps)
 
     pairs = list(zip(jobs, cohort.runs, strict=True))
     # They may come from a GPU, whose precision is another.
@@ -186,11 +186,11 @@ def run_named(cohort: CohortSpec, name: str) -> RunSpec:
 
 def due_by_run(jobs: Sequence[Job], cohort: CohortSpec, store: Path, spec: EvaluationSpec) -> list[list[Finished]]:
     """Of each job, the waypoints up to its depth that are to be evaluated. `cohort`: theirs, at its scale's depth."""
-    found = []
+    due = []
     for job in jobs:
         every = due_waypoints(job, run_named(cohort, job.spec.name), store, spec)
-        found.append([own for own in every if own.spec.total_steps <= job.spec.total_steps])
-    return found
+        due.append([waypoint for waypoint in every if waypoint.spec.total_steps <= job.spec.total_steps])
+    return due
 
 
 def standing(
@@ -215,7 +215,7 @@ def standing(
     due = due_by_run(jobs, cohorts[cohort.key], store, spec)
     finished = [job.is_finished for job in jobs]
     evaluated = sum(
-        is_finished and all(own.is_evaluated for own in waypoints)
+        is_finished and all(waypoint.is_evaluated for waypoint in waypoints)
         for is_finished, waypoints in zip(finished, due, strict=True)
     )
     recorded = _recorded(cohort, cohorts[cohort.key], jobs, spec, data_digest, paths)
@@ -265,8 +265,8 @@ def _on_cores(
     for job, done, there in zip(jobs, steps, due, strict=True):
         run = run_named(cohort, job.spec.name)
         # Those that wait, and those of waypoints to come.
-        waiting = [own.evaluation for own in there if not own.is_evaluated]
-        waiting += [at for own in stage_ends(job.spec) if own > done and (at := evaluation_at(spec, run, own))]
+        waiting = [waypoint.evaluation for waypoint in there if not waypoint.is_evaluated]
+        waiting += [at for end in stage_ends(job.spec) if end > done and (at := evaluation_at(spec, run, end))]
         if job.spec.total_steps > done and job.spec.total_steps not in stage_ends(job.spec):
             waiting += [at for at in [evaluation_at(spec, run, job.spec.total_steps)] if at]
         evaluations += [evaluation_seconds(store, cohort, at) for at in waiting]
@@ -299,18 +299,20 @@ def standings(
         except UserError as error:
             return Standing(cohort, BLOCKED, str(error))
 
-    found = []
+    items = []
     for cohort in chosen:
-        own = stand(cohort)
-        if own.need == WAITS and cohort.continues is not None:
+        item = stand(cohort)
+        if item.need == WAITS and cohort.continues is not None:
             source = stand(cohorts[cohort.continues])
             if source.need == RECORDED:
-                note = f"{own.note} here: only its results are; bring its folder of the store, or train it with --again"
-                own = replace(own, need=BLOCKED, note=note)
+                note = (
+                    f"{item.note} here: only its results are; bring its folder of the store, or train it with --again"
+                )
+                item = replace(item, need=BLOCKED, note=note)
             elif source.need == BLOCKED:
-                own = replace(own, need=BLOCKED, note=f"{own.note}: {source.note}")
-        found.append(own)
-    return found
+                item = replace(item, need=BLOCKED, note=f"{item.note}: {source.note}")
+        items.append(item)
+    return items
 
 
 def _quotient(work: int, rate: float | None) -> float | None:

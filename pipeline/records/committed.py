@@ -66,11 +66,11 @@ def _committed(root: Path, results: Path) -> dict[str, dict[str, Any]]:
     """
     listed = _git(root, "ls-tree", "-r", "--name-only", "HEAD", "--", f"{results.as_posix()}/")
     names = [name for name in listed.splitlines() if name.endswith(f"/{METRICS}")]
-    found = {}
+    metrics = {}
     for name in names:
         with content_of(Path(f"HEAD:{name}"), "a cohort's metrics", "commit those that the stages write"):
-            found[Path(name).parent.name] = dict(json.loads(_git(root, "show", f"HEAD:./{name}")).items())
-    return found
+            metrics[Path(name).parent.name] = dict(json.loads(_git(root, "show", f"HEAD:./{name}")).items())
+    return metrics
 
 
 def _git(root: Path, *words: str) -> str:
@@ -81,20 +81,20 @@ def _git(root: Path, *words: str) -> str:
         return ""
 
 
-def in_words(found: Reproduced | None, shown: int = 10) -> list[str]:
+def in_words(comparison: Reproduced | None, shown: int = 10) -> list[str]:
     """What came of the comparison: the good news or the bad in the first line, then a line for each difference."""
-    if found is None:
+    if comparison is None:
         return ["git has no committed results of this scale to compare with"]
-    same = found.committed - len(found.differing)
-    lines = [f"{same} of {found.committed} committed NLLs reproduced bit for bit"]
-    gaps = [abs(each.now - each.committed) for each in found.differing if each.now is not None]
+    same = comparison.committed - len(comparison.differing)
+    lines = [f"{same} of {comparison.committed} committed NLLs reproduced bit for bit"]
+    gaps = [abs(each.now - each.committed) for each in comparison.differing if each.now is not None]
     if gaps:
         lines[0] += f"; {len(gaps)} differ by at most {max(gaps):.2g} nats, as on another processor or torch they may"
-    if gone := len(found.differing) - len(gaps):
+    if gone := len(comparison.differing) - len(gaps):
         lines[0] += f"; {gone} are not there now"
-    for each in found.differing[:shown]:
+    for each in comparison.differing[:shown]:
         now = "not there now" if each.now is None else f"{each.now:.4f} now"
         lines.append(f"  {each.cell}: {each.committed:.4f} committed, {now}")
-    if len(found.differing) > shown:
-        lines.append(f"  and {len(found.differing) - shown} more")
+    if len(comparison.differing) > shown:
+        lines.append(f"  and {len(comparison.differing) - shown} more")
     return lines

@@ -35,7 +35,7 @@ class Metric:
 
 
 def _active_units() -> dict[str, Metric]:
-    found = {
+    metrics = {
         "active_units": Metric(
             "active units",
             "units",
@@ -45,24 +45,24 @@ def _active_units() -> dict[str, Metric]:
         )
     }
     for layer in (1, 2):
-        found[f"active_units_{layer}"] = Metric(
+        metrics[f"active_units_{layer}"] = Metric(
             f"active units, layer {layer}",
             "units",
             f"Units of stochastic layer {layer} whose posterior mean varies over 500 training images with a variance"
             f" above {ACTIVE_VARIANCE}, by the recipe of Burda's code.",
             "higher",
         )
-        found[f"active_units_test_{layer}"] = Metric(
+        metrics[f"active_units_test_{layer}"] = Metric(
             f"active units, layer {layer}, test set",
             "units",
             f"The same count for layer {layer} over the whole test set.",
             "higher",
         )
-    return found
+    return metrics
 
 
 def _snr() -> dict[str, Metric]:
-    found = {"snr_gradients": Metric("gradients drawn", "gradients", "Gradients from which each SNR is estimated.")}
+    metrics = {"snr_gradients": Metric("gradients drawn", "gradients", "Gradients from which each SNR is estimated.")}
     kinds = {
         "snr": (
             "SNR",
@@ -79,11 +79,11 @@ def _snr() -> dict[str, Metric]:
             for suffix, (more, batch) in batches.items():
                 name = f"{kind}_{group}{suffix}"
                 text = f"{meaning.format(group)} parameters, with {batch}."
-                found[name] = Metric(f"{title} of the {group}'s gradient{more}", "ratio", text, "higher")
-                found[f"{name}_se"] = Metric(
-                    f"SE of the {found[name].title}", "ratio", f"The standard error of `{name}`."
+                metrics[name] = Metric(f"{title} of the {group}'s gradient{more}", "ratio", text, "higher")
+                metrics[f"{name}_se"] = Metric(
+                    f"SE of the {metrics[name].title}", "ratio", f"The standard error of `{name}`."
                 )
-    return found
+    return metrics
 
 
 METRIC_TABLE: dict[str, Metric] = {

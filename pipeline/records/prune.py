@@ -118,13 +118,13 @@ def unnamed_cohorts(cohorts: Grid, paths: Paths) -> Iterator[Litter]:
                 yield Litter(folder, f"{kind} of a cohort that the grid does not have")
 
 
-def all_litter(paths: Paths, store: Path, own: Grid) -> list[Litter]:
+def all_litter(paths: Paths, store: Path, grid: Grid) -> list[Litter]:
     """Everything that can be removed.
 
     Raises: UserError where there is no grid.
     """
     every = grids(paths.root)
-    if not own or own not in every:
+    if not grid or grid not in every:
         raise UserError(f"{paths.root.resolve()}: no cohorts/ of a params.yaml here; run from the project's folder")
     named = named_digests(every, store, paths)
     datasets = sorted({cohort.dataset for cohorts in every for cohort in cohorts.values()})
@@ -132,5 +132,5 @@ def all_litter(paths: Paths, store: Path, own: Grid) -> list[Litter]:
     return [
         *unnamed_runs(store, named, absent),
         *leftovers(store, named, datasets, paths),
-        *unnamed_cohorts(own, paths),
+        *unnamed_cohorts(grid, paths),
     ]

@@ -166,13 +166,13 @@ def save_results(folder: Path, results: list[RunResult]) -> None:
     waypoints = {
         result.spec.name: [
             {
-                "steps": own.steps,
-                "epochs": own.epochs,
-                "status": own.status,
-                "evaluation": _lasting(own.evaluation),
-                "metrics": own.metrics,
+                "steps": waypoint.steps,
+                "epochs": waypoint.epochs,
+                "status": waypoint.status,
+                "evaluation": _lasting(waypoint.evaluation),
+                "metrics": waypoint.metrics,
             }
-            for own in result.waypoints
+            for waypoint in result.waypoints
         ]
         for result in results
     }
@@ -180,9 +180,9 @@ def save_results(folder: Path, results: list[RunResult]) -> None:
     arrays: dict[str, NDArray[Any]] = {}
     provenance = {}
     for result in results:
-        name, own = result.spec.name, _arrays_of(result)
-        arrays |= {f"{name}/{short}": array for short, array in own.items()}
-        numbers = _digest_of([runs[name], result.metrics, waypoints[name]], own)
+        name, run_arrays = result.spec.name, _arrays_of(result)
+        arrays |= {f"{name}/{short}": array for short, array in run_arrays.items()}
+        numbers = _digest_of([runs[name], result.metrics, waypoints[name]], run_arrays)
         before = told.get(name, {})
         provenance[name] = before if before.get(NUMBERS) == numbers else _provenance_of(result, numbers)
     write_arrays(folder / ARRAYS, arrays)
@@ -201,9 +201,9 @@ def _sound(result: RunResult) -> RunResult:
     others a metric or an array that is not finite is left out, as if it had not been measured.
     """
     waypoints = tuple(
-        replace(own, status=status, metrics=metrics, arrays=arrays)
-        for own in result.waypoints
-        for status, metrics, arrays in [_finite(own.status, own.steps, own.metrics, own.arrays)]
+        replace(waypoint, status=status, metrics=metrics, arrays=arrays)
+        for waypoint in result.waypoints
+        for status, metrics, arrays in [_finite(waypoint.status, waypoint.steps, waypoint.metrics, waypoint.arrays)]
     )
     steps = result.spec.total_steps
     status, metrics, arrays = _finite(result.status, steps, result.metrics, result.arrays)
@@ -234,26 +234,26 @@ def _known_provenance(folder: Path) -> dict[str, Any]:
     """What is told of runs that came out before; nothing where that is missing or damaged."""
     with suppress(UserError):
         told = read_sealed(folder / PROVENANCE, WRITE_AGAIN)
-        if all(isinstance(own, dict) for own in told.values()):
+        if all(isinstance(facts, dict) for facts in told.values()):
             return told
     return {}
 
 
 def _arrays_of(result: RunResult) -> dict[str, NDArray[Any]]:
     """A run's arrays as they are kept, those of its waypoints too."""
-    own = _packed({name: array for name, array in result.arrays.items() if name != SECONDS})
+    arrays = _packed({name: array for name, array in result.arrays.items() if name != SECONDS})
     for waypoint in result.waypoints:
-        own |= {f"waypoints/{waypoint.steps}/{name}": array for name, array in _packed(waypoint.arrays).items()}
-    return own
+        arrays |= {f"waypoints/{waypoint.steps}/{name}": array for name, array in _packed(waypoint.arrays).items()}
+    return arrays
 
 
 def _digest_of(numbers: Any, arrays: dict[str, NDArray[Any]]) -> str:
     """Names a run's numbers: all that is kept of it but its provenance."""
-    found = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
+    sha256 = hashlib.sha256(json.dumps(numbers, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
-        found.update(f"{name} {array.dtype} {array.shape}".encode())
-        found.update(np.ascontiguousarray(array).tobytes())
-    return found.hexdigest()[:16]
+        sha256.update(f"{name} {array.dtype} {array.shape}".encode())
+        sha256.update(np.ascontiguousarray(array).tobytes())
+    return sha256.hexdigest()[:16]
 
 
 def _provenance_of(result: RunResult, numbers: str) -> dict[str, Any]:
@@ -261,7 +261,7 @@ def _provenance_of(result: RunResult, numbers: str) -> dict[str, Any]:
         NUMBERS: numbers,
         "training": result.training,
         "evaluation": _varying(result.evaluation),
-        "waypoints": {str(own.steps): _varying(own.evaluation) for own in result.waypoints},
+        "waypoints": {str(waypoint.steps): _varying(waypoint.evaluation) for waypoint in result.waypoints},
         SECONDS: [round(float(value), 1) for value in result.arrays.get(SECONDS, [])],
     }
 
@@ -297,14 +297,14 @@ def _fits(nats: NDArray[Any]) -> bool:
 
 
 def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    own = dict(arrays)
-    if SAMPLES in own:
-        own[SAMPLES] = (own[SAMPLES] / 255).astype(np.float32)
-    if LOG_P in own and own[LOG_P].dtype == np.uint8:
-        own[LOG_P] = _values(own[LOG_P])
-        if BOUND in own:
-            own[BOUND] = own[LOG_P] - _values(own[BOUND])
-    return own
+    unpacked = dict(arrays)
+    if SAMPLES in unpacked:
+        unpacked[SAMPLES] = (unpacked[SAMPLES] / 255).astype(np.float32)
+    if LOG_P in unpacked and unpacked[LOG_P].dtype == np.uint8:
+        unpacked[LOG_P] = _values(unpacked[LOG_P])
+        if BOUND in unpacked:
+            unpacked[BOUND] = unpacked[LOG_P] - _values(unpacked[BOUND])
+    return unpacked
 
 
 def _planes(nats: NDArray[Any]) -> NDArray[np.uint8]:
@@ -402,10 +402,10 @@ def _results(folder: Path, remedy: str) -> list[RunResult]:
     results = []
     for name, run in runs.items():
         keys = {key.removeprefix(f"{name}/"): key for key in arrays if key.startswith(f"{name}/")}
-        own = {short: arrays[key] for short, key in keys.items()}
+        run_arrays = {short: arrays[key] for short, key in keys.items()}
         told = provenance[name]
         if told.get(SECONDS):
-            own[SECONDS] = np.array(told[SECONDS])
+            run_arrays[SECONDS] = np.array(told[SECONDS])
         series = []
         for at in waypoints.get(name, []):
             start = f"waypoints/{at['steps']}/"
@@ -416,7 +416,7 @@ def _results(folder: Path, remedy: str) -> list[RunResult]:
                     status=at["status"],
                     evaluation=at["evaluation"] | told["waypoints"][str(at["steps"])],
                     metrics=at["metrics"],
-                    arrays=_unpacked({k.removeprefix(start): a for k, a in own.items() if k.startswith(start)}),
+                    arrays=_unpacked({k.removeprefix(start): a for k, a in run_arrays.items() if k.startswith(start)}),
                 )
             )
         results.append(
@@ -429,7 +429,7 @@ def _results(folder: Path, remedy: str) -> list[RunResult]:
                 training=told["training"],
                 evaluation=run["evaluation"] | told["evaluation"],
                 metrics=metrics.get(name, {}),
-                arrays=_unpacked({k: a for k, a in own.items() if not k.startswith("waypoints/")}),
+                arrays=_unpacked({k: a for k, a in run_arrays.items() if not k.startswith("waypoints/")}),
                 waypoints=tuple(series),
                 planned_steps=run.get("planned_steps", 0),
             )

@@ -89,10 +89,10 @@ def load_tensors(path: Path, digest: str | None = None) -> tuple[dict[str, Tenso
             metadata = stream.metadata() or {}
             tensors = {name: stream.get_tensor(name) for name in stream.keys()}  # noqa: SIM118 (not a mapping)
         text, owner, sha256 = metadata["content"], metadata["digest"], metadata[SHA256]
-        found = _tensors_sha256(tensors, text, owner)
+        computed = _tensors_sha256(tensors, text, owner)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Damaged(path, "damaged, or not a file of this project's") from error
-    if found != sha256:
+    if computed != sha256:
         raise Damaged(path, "damaged: its SHA-256 is not that of its content")
     if digest is not None and owner != digest:
         raise Damaged(path, f"belongs to run {owner}, not to {digest}")

@@ -75,9 +75,9 @@ def select(results: Iterable[RunResult]) -> list[RunResult]:
     finished = [result for result in results if result.is_finished]
     for result in sorted(finished, key=lambda r: (_rank(EXPERIMENTS, r.experiment), r.spec.layers, r.spec.T)):
         rows.setdefault(_row(result), []).append(result)
-    for own in rows.values():
+    for runs in rows.values():
         # MNIST before others: its data is the easiest to have.
-        own.sort(key=lambda r: (r.spec.seed, r.spec.dataset != "mnist", _rank(OBJECTIVES, r.spec.objective)))
+        runs.sort(key=lambda r: (r.spec.seed, r.spec.dataset != "mnist", _rank(OBJECTIVES, r.spec.objective)))
     return [result for turn in zip_longest(*rows.values()) for result in turn if result is not None]
 
 
@@ -148,8 +148,8 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
 
 def shipped_cells(paths: Paths) -> list[str]:
     """Every cell whose weights are shipped, the papers' scale first."""
-    found = paths.reports.glob(f"*/weights/{INDEX}")
-    indices = sorted(found, key=lambda path: (path.parent.parent.name != "paper", path))
+    files = paths.reports.glob(f"*/weights/{INDEX}")
+    indices = sorted(files, key=lambda path: (path.parent.parent.name != "paper", path))
     return [cell for path in indices for cell in _index(path.parent)]
 
 
@@ -169,8 +169,8 @@ def shipped_weights(result: RunResult, paths: Paths) -> Path:
     if not path.exists():
         raise UserError(f"{path}: missing; `git checkout {path}` brings it back")
     with content_of(path, "a file of weights", f"`git checkout {path}` brings it back"):
-        found = sha256_file(path)
-    if found != entry["sha256"]:
+        sha256 = sha256_file(path)
+    if sha256 != entry["sha256"]:
         raise UserError(f"{path}: not the file that was shipped (its SHA-256 differs); `git checkout {path}`")
     return path
 

@@ -77,11 +77,11 @@ def trajectory_of(run: RunSpec, cohorts: Mapping[str, CohortSpec]) -> str:
 
 def depths(cohorts: Mapping[str, CohortSpec]) -> Marks:
     """How deep each trajectory of the grid is taken by its runs."""
-    found: dict[str, set[int]] = {}
+    marks: dict[str, set[int]] = {}
     for cohort in cohorts.values():
         for run in cohort.runs:
-            found.setdefault(trajectory_of(run, cohorts), set()).add(run.total_steps)
-    return {name: tuple(sorted(steps)) for name, steps in found.items()}
+            marks.setdefault(trajectory_of(run, cohorts), set()).add(run.total_steps)
+    return {name: tuple(sorted(steps)) for name, steps in marks.items()}
 
 
 def _job(
@@ -96,8 +96,8 @@ def _job(
     """The run as this device computes it; or just as it is asked for, where the store has that finished."""
 
     def job(spec: RunSpec) -> Job:
-        own = digest(spec, data_digest, origin)
-        return Job(spec, own, store / own, source, origin, marks)
+        run_digest = digest(spec, data_digest, origin)
+        return Job(spec, run_digest, store / run_digest, source, origin, marks)
 
     here, asked = as_computed(run, device), job(run)
     return asked if here == run or asked.is_finished else job(here)
@@ -147,7 +147,7 @@ def possible_digests(cohort: CohortSpec, jobs: Iterable[Job], data_digest: str) 
     `jobs`: the cohort's.
     """
     return {
-        run.name: {digest(own, data_digest, job.origin) for own in (run, as_computed(run, "cpu"))}
+        run.name: {digest(spec, data_digest, job.origin) for spec in (run, as_computed(run, "cpu"))}
         for run, job in zip(cohort.runs, jobs, strict=True)
     }
 

@@ -35,12 +35,12 @@ def check_sums(folder: Path, names: Sequence[str], remedy: str) -> None:
         path = folder / name
         try:
             with content_of(path, "a file that was written here", remedy):
-                found = sha256_file(path)
+                sha256 = sha256_file(path)
         except UserError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 raise UserError(f"{path}: missing; {remedy}") from error
             raise
-        if found != told.get(name):
+        if sha256 != told.get(name):
             raise UserError(f"{path}: damaged or edited: its SHA-256 is not the one in {SUMS}; {remedy}")
 
 

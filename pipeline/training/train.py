@@ -261,7 +261,7 @@ def _begin_stretch(state: RunState, conditions: Conditions) -> None:
 def training_facts(job: Job, state: RunState, data: DatasetFacts | None) -> TrainingFacts:
     """How a run came to where it is."""
     last = cast(TrainingFacts, {name: told for name, told in state.stretches[-1].items() if name not in ("from", "to")})
-    found: TrainingFacts = {
+    facts: TrainingFacts = {
         **last,
         "steps": state.step,
         "epochs": state.step / job.spec.steps_per_epoch,
@@ -270,8 +270,8 @@ def training_facts(job: Job, state: RunState, data: DatasetFacts | None) -> Trai
         "stretches": state.stretches,
     }
     if data is not None:
-        found["data"] = data
-    return found
+        facts["data"] = data
+    return facts
 
 
 def history_rows(rows: list[list[float]]) -> list[dict[str, float]]:

@@ -143,7 +143,7 @@ def evaluate_waiting(
 
     Raises: UserError with what went wrong; Stopped when asked to stop.
     """
-    every = [own for run in runs for own in (*earlier_waypoints(run, store), run)]
+    every = [waypoint for run in runs for waypoint in (*earlier_waypoints(run, store), run)]
     made = evaluate_waypoints(cohort, every, store, paths, machine, facts, on_run)
     write_results(cohort, runs, store, paths)
     return made
@@ -163,7 +163,7 @@ def evaluate_waypoints(
     Raises: UserError with what went wrong; Stopped when asked to stop.
     """
     heal_evaluations(every)
-    waiting = sum(not own.is_evaluated for own in every)
+    waiting = sum(not waypoint.is_evaluated for waypoint in every)
     meter = ProgressMeter(f"{cohort.key} evaluation", waiting, "evaluation")
 
     def note(name: str) -> None:
@@ -181,7 +181,8 @@ def write_results(cohort: CohortSpec, runs: list[Finished], store: Path, paths: 
     """Write `reports/<scale>/results/<cohort>/` from evaluated runs, each with its earlier waypoints as far as these
     are evaluated."""
     results = [
-        result_of(cohort, run, [own for own in earlier_waypoints(run, store) if own.is_evaluated]) for run in runs
+        result_of(cohort, run, [waypoint for waypoint in earlier_waypoints(run, store) if waypoint.is_evaluated])
+        for run in runs
     ]
     save_results(paths.cohort_results(cohort.key), results)
 
@@ -192,7 +193,9 @@ def write_standing(cohort: CohortSpec, jobs: Iterable[Job], store: Path, spec: E
     `jobs`: the cohort's, in the store. A run without an evaluation is left out; without any run, nothing is written.
     """
     pairs = zip(jobs, cohort.runs, strict=True)
-    every = [[own for own in due_waypoints(job, run, store, spec) if own.is_evaluated] for job, run in pairs]
+    every = [
+        [waypoint for waypoint in due_waypoints(job, run, store, spec) if waypoint.is_evaluated] for job, run in pairs
+    ]
     results = [result_of(cohort, series[-1], series[:-1]) for series in every if series]
     if results:
         save_results(paths.cohort_results(cohort.key), results)

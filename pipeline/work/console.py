@@ -57,11 +57,11 @@ class ProgressMeter:
             self._bar.update(count)
 
     def advance(self, count: int, effort: float | None = None) -> None:
-        own = count if effort is None else effort
+        work = count if effort is None else effort
         self._position += count
-        self._effort_position += own
+        self._effort_position += work
         self._done += count
-        self._effort_done += own
+        self._effort_done += work
         if self._bar is not None:
             self._bar.set_postfix_str("; ".join(self._tail(short=True)), refresh=False)
             self._bar.update(count)

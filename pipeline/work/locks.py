@@ -53,12 +53,12 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
 
 def _holders(path: Path) -> list[int]:
     """The other processes of this machine that have the file open, as far as the system tells."""
-    found = []
+    processes = []
     for folder in Path("/proc").glob("[0-9]*/fd"):
         with suppress(OSError):
             if int(folder.parent.name) != os.getpid() and any(link.samefile(path) for link in folder.iterdir()):
-                found.append(int(folder.parent.name))
-    return sorted(found)
+                processes.append(int(folder.parent.name))
+    return sorted(processes)
 
 
 def _taken(descriptor: int, wait_seconds: float) -> bool:

@@ -114,9 +114,9 @@ def text(bits: np.ndarray) -> bytes:
 
 def test_binarized_text(tmp_path: Path) -> None:
     bits = np.random.default_rng(0).integers(0, 2, (5, 784), dtype=np.uint8)
-    found = read_binarized_text(write(tmp_path / "f", text(bits)))
-    assert found.dtype == np.uint8
-    assert np.array_equal(found, bits)
+    loaded = read_binarized_text(write(tmp_path / "f", text(bits)))
+    assert loaded.dtype == np.uint8
+    assert np.array_equal(loaded, bits)
 
 
 @pytest.mark.parametrize(

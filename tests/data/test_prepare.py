@@ -58,12 +58,12 @@ def test_counts_types_and_range(name: str, prepared: dict[str, Dataset]) -> None
 def test_dataset_json_has_the_digests_of_the_files(name: str, prepared: dict[str, Dataset]) -> None:
     data = prepared[name]
     folder = folder_of(data)
-    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
-    assert data.info["sha256"] == found
+    digests = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.glob("*.npy")}
+    assert data.info["sha256"] == digests
     # Runs are named after what they are trained and evaluated on; no model sees the training labels.
-    named = [found[key] for key in sorted(found) if key != "train_labels.npy"]
+    named = [digests[key] for key in sorted(digests) if key != "train_labels.npy"]
     assert data.digest == hashlib.sha256("".join(named).encode()).hexdigest()
-    assert {path.name for path in folder.iterdir()} == {*found, "dataset.json"}
+    assert {path.name for path in folder.iterdir()} == {*digests, "dataset.json"}
     assert data.info["variant"] == data.info["sources"]["variant"] == DATASETS[name].variants[-1].title
 
 

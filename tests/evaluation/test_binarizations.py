@@ -42,8 +42,8 @@ def test_the_spread_of_a_model_whose_spread_is_known() -> None:
     assert arrays["bits/nll"].shape == (5,)
     np.testing.assert_allclose(arrays["bits/nll"], -arrays["bits/iwae_64"] - 1, atol=1e-4)
     # The five means themselves say the same, but with four degrees of freedom only.
-    own = arrays["bits/nll"].std(ddof=1) * np.sqrt(400 / 10_000)
-    assert 0.3 < own / exact < 2
+    spread = arrays["bits/nll"].std(ddof=1) * np.sqrt(400 / 10_000)
+    assert 0.3 < spread / exact < 2
 
 
 def test_a_fixed_binarization_has_no_spread() -> None:

@@ -157,17 +157,17 @@ def test_decoder_draws_follow_the_output_bias() -> None:
 
 
 def test_digest_follows_run_and_settings() -> None:
-    own = evaluation_digest(SPEC, "a", 10)
-    assert evaluation_digest(replace(SPEC), "a", 10) == own
+    reference = evaluation_digest(SPEC, "a", 10)
+    assert evaluation_digest(replace(SPEC), "a", 10) == reference
     # How other waypoints are evaluated does not matter to this one.
-    assert evaluation_digest(replace(SPEC, earlier=SPEC), "a", 10) == own
+    assert evaluation_digest(replace(SPEC, earlier=SPEC), "a", 10) == reference
     others = {
         evaluation_digest(SPEC, "b", 10),
         evaluation_digest(SPEC, "a", 20),
         evaluation_digest(replace(SPEC, seed=2), "a", 10),
         evaluation_digest(replace(SPEC, binarizations=5), "a", 10),
     }
-    assert len({own, *others}) == 5
+    assert len({reference, *others}) == 5
 
 
 def test_further_binarizations_are_other_draws_of_the_grey_images(grey_images: NDArray[np.uint8]) -> None:

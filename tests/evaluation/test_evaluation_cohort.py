@@ -152,7 +152,7 @@ def test_digits_are_read_by_one_reader_of_the_dataset(trained: Trained, grey_ima
     spec = replace(SPEC, diagnostic_images=10)
     # Labels of the test set alone cannot teach a reader.
     sha256 = {path.name: sha256_file(path) for path in trained.data.glob("*_labels.npy")}
-    only_test = {name: own for name, own in sha256.items() if "test" in name}
+    only_test = {name: value for name, value in sha256.items() if "test" in name}
     write_json(trained.data / "dataset.json", info | {"sha256": only_test})
     with pytest.raises(UserError, match="no training labels"):
         trained.evaluate(spec)
@@ -290,12 +290,13 @@ def test_earlier_waypoints_are_evaluated_as_their_own_spec_says(grey_images: NDA
     (run,) = finished_runs(cohort, tmp_path / "training", tmp_path / "store", spec, digests_of(jobs))
     # Stages end after 10 and 40 updates; in the store and in the copy they are the same.
     stored = finished_run(jobs[0].finished, cohort.runs[0], tmp_path / "store", spec)
-    both = [earlier_waypoints(own, tmp_path / "store") for own in (run, stored)]
-    assert [[own.spec.total_steps for own in earlier] for earlier in both] == [[10, 40], [10, 40]]
-    assert [own.target for own in both[0]] == [own.target for own in both[1]]
+    both = [earlier_waypoints(finished, tmp_path / "store") for finished in (run, stored)]
+    assert [[waypoint.spec.total_steps for waypoint in earlier] for earlier in both] == [[10, 40], [10, 40]]
+    assert [waypoint.target for waypoint in both[0]] == [waypoint.target for waypoint in both[1]]
     evaluate_cohort([*both[0], run], tmp_path / "mnist", tmp_path / "store", MACHINE, {}, lambda _: None)
     result = result_of(cohort, run, both[0])
-    assert [(own.steps, own.epochs, own.metrics["test_images"]) for own in result.waypoints] == [(10, 1, 4), (40, 4, 4)]
+    told = [(waypoint.steps, waypoint.epochs, waypoint.metrics["test_images"]) for waypoint in result.waypoints]
+    assert told == [(10, 1, 4), (40, 4, 4)]
     assert (result.epochs, result.metrics["test_images"]) == (4.5, 10)
     weights = read_weights(jobs[0].waypoint(40) / WEIGHTS, (50,))
     assert spec.earlier is not None

@@ -68,10 +68,10 @@ def test_gradients_are_autograds_of_the_bound(objective: str, M: int, K: int) ->
     grouped = log_weights(toy, eps).flatten(0, 1).T.unflatten(0, (M, K))
     drawn = weighted_gradients(toy, entry.weights(grouped), eps)
     for r in range(2):
-        own = replace(toy, **{name: getattr(toy, name).clone().requires_grad_() for name in ("mu", "A", "b")})
-        log_w = plain_log_weights(own, eps[r]).T.unflatten(0, (M, K))
-        (mu,) = torch.autograd.grad(entry.bound(log_w).mean(), own.mu, retain_graph=True)
-        A, b = torch.autograd.grad((entry.encoder_bound or entry.bound)(log_w).mean(), [own.A, own.b])
+        learnable = replace(toy, **{name: getattr(toy, name).clone().requires_grad_() for name in ("mu", "A", "b")})
+        log_w = plain_log_weights(learnable, eps[r]).T.unflatten(0, (M, K))
+        (mu,) = torch.autograd.grad(entry.bound(log_w).mean(), learnable.mu, retain_graph=True)
+        A, b = torch.autograd.grad((entry.encoder_bound or entry.bound)(log_w).mean(), [learnable.A, learnable.b])
         torch.testing.assert_close(drawn["mu"][r], mu)
         torch.testing.assert_close(drawn["b"][r], b)
         torch.testing.assert_close(drawn["A"][r], A.flatten())
@@ -83,10 +83,10 @@ def test_dreg_gradient_is_the_weighted_path_derivative() -> None:
     eps = noise(toy, 1, 4)
     grouped = log_weights(toy, eps).flatten(0, 1).T.unflatten(0, (1, 4))
     drawn = weighted_gradients(toy, OBJECTIVES["iwae-dreg"].weights(grouped), eps)
-    own = replace(toy, A=toy.A.clone().requires_grad_(), b=toy.b.clone().requires_grad_())
-    log_w = plain_log_weights(own, eps[0], fixed_q=True)
+    learnable = replace(toy, A=toy.A.clone().requires_grad_(), b=toy.b.clone().requires_grad_())
+    log_w = plain_log_weights(learnable, eps[0], fixed_q=True)
     surrogate = (torch.softmax(log_w, 1).square().detach() * log_w).sum(1).mean()
-    A, b = torch.autograd.grad(surrogate, [own.A, own.b])
+    A, b = torch.autograd.grad(surrogate, [learnable.A, learnable.b])
     torch.testing.assert_close(drawn["b"][0], b)
     torch.testing.assert_close(drawn["A"][0], A.flatten())
 
@@ -102,8 +102,8 @@ def test_likelihood_bound_and_optimum_are_exact() -> None:
     assert ((log_w.mean(1) - toy.elbo).abs() < error).all()
     assert ((torch.logsumexp(log_w, 1) - math.log(200_000) - toy.log_px).abs() < 0.02).all()
     best = optimum(toy.x)
-    own = replace(best, **{name: getattr(best, name).clone().requires_grad_() for name in ("mu", "A", "b")})
-    for gradient in torch.autograd.grad(own.elbo.mean(), [own.mu, own.A, own.b]):
+    learnable = replace(best, **{name: getattr(best, name).clone().requires_grad_() for name in ("mu", "A", "b")})
+    for gradient in torch.autograd.grad(learnable.elbo.mean(), [learnable.mu, learnable.A, learnable.b]):
         assert gradient.abs().max() < 1e-12
     assert best.delta.abs().max() < 1e-12
     assert (best.elbo.mean() > toy.elbo.mean()).all()
@@ -113,24 +113,24 @@ def test_likelihood_bound_and_optimum_are_exact() -> None:
 def test_tilted_moments_against_quadrature(power: int) -> None:
     toy = make_toy(2, 1, 3, 0.3)
     grid = torch.linspace(-15, 15, 60_001, dtype=torch.float64)
-    own = tilted(toy, power)
+    moments = tilted(toy, power)
     for n in range(3):
         delta = toy.delta[n, 0]
         log_q = gaussian(grid[:, None], delta[None], 2 / 3)
         log_rho = gaussian(grid[:, None], torch.zeros(1, dtype=torch.float64), 1 / 2) - log_q
         density = (log_q + power * log_rho).exp() * (grid[1] - grid[0])
-        assert own.log_norm[n] == pytest.approx(float(density.sum().log()), abs=1e-9)
+        assert moments.log_norm[n] == pytest.approx(float(density.sum().log()), abs=1e-9)
         mean = float((density * grid).sum() / density.sum())
-        assert own.mean[n, 0] == pytest.approx(mean, abs=1e-9)
-        assert own.variance == pytest.approx(float((density * (grid - mean) ** 2).sum() / density.sum()), abs=1e-9)
+        assert moments.mean[n, 0] == pytest.approx(mean, abs=1e-9)
+        assert moments.variance == pytest.approx(float((density * (grid - mean) ** 2).sum() / density.sum()), abs=1e-9)
 
 
 def test_simulated_vae_meets_its_exact_snr() -> None:
     toy = make_toy(4, 2, 64, 0.1)
-    found = estimate_snr(toy_gradients(toy, 3, 3, CPU), 1500, 200)
+    estimates = estimate_snr(toy_gradients(toy, 3, 3, CPU), 1500, 200)
     exact = exact_snr_vae(toy, 3)
     for group in GROUPS:
-        assert found[f"vae/{group}"].rms == pytest.approx(float(exact[group].square().mean().sqrt()), rel=0.06)
+        assert estimates[f"vae/{group}"].rms == pytest.approx(float(exact[group].square().mean().sqrt()), rel=0.06)
 
 
 def test_asymptotes_against_quadrature() -> None:

@@ -188,8 +188,8 @@ def test_compiled_log_weights_are_the_plain_ones(latent: tuple[int, ...], masked
     active = [(torch.arange(units) % 3 != 1).float() for units in latent] if masked else None
     ours, plain = model_log_weights(p, 3, active), plain_log_weights(p, 3, active)
     few, others = images[np.arange(3, 16)], images[np.arange(20, 40)]
-    for own, first, samples in ((few, 0, 9), (few, 9, 2), (others, 5, 6), (images, 0, 5)):
-        torch.testing.assert_close(ours(own, first, samples), plain(own, first, samples), rtol=1e-5, atol=2e-4)
+    for batch, first, samples in ((few, 0, 9), (few, 9, 2), (others, 5, 6), (images, 0, 5)):
+        torch.testing.assert_close(ours(batch, first, samples), plain(batch, first, samples), rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("latent", [(1,), (50,), (3, 5)])

@@ -52,32 +52,32 @@ def plain_log_joint(p: Parameters, x: Tensor, h: Tensor) -> Tensor:
 def test_grids_against_integrals_over_a_wide_fine_grid() -> None:
     p, images = tiny_model()
     images = images[:1]
-    found = posterior_grid(p, images)
+    grid = posterior_grid(p, images)
     axis = torch.linspace(-8, 8, 131, dtype=torch.float64)
     h = torch.stack([part.reshape(-1) for part in torch.meshgrid(axis, axis, indexing="ij")], 1)
     cell = 2 * math.log(axis[1] - axis[0])
     for n, x in enumerate(images):
         log_joint = plain_log_joint(p, x, h)
         log_p = torch.logsumexp(log_joint, 0) + cell
-        assert found.log_p[n] == pytest.approx(float(log_p), abs=2e-3)
+        assert grid.log_p[n] == pytest.approx(float(log_p), abs=2e-3)
         mean, log_std = plain_layers(p, "q1", x.double(), ["mean", "log_std"])
-        np.testing.assert_allclose(found.q_mean[n], mean, atol=1e-4)
-        np.testing.assert_allclose(found.q_sd[n], log_std.exp(), rtol=1e-4)
+        np.testing.assert_allclose(grid.q_mean[n], mean, atol=1e-4)
+        np.testing.assert_allclose(grid.q_sd[n], log_std.exp(), rtol=1e-4)
         log_q = torch.distributions.Normal(mean, log_std.exp()).log_prob(h).sum(-1)
         kl = ((log_q + cell).exp() * (log_q - log_joint + log_p)).sum()
-        assert found.kl_q_p[n] == pytest.approx(float(kl), abs=5e-3)
-        assert found.kl_q_p[n] > 0
+        assert grid.kl_q_p[n] == pytest.approx(float(kl), abs=5e-3)
+        assert grid.kl_q_p[n] > 0
         # The kept density is the joint at the points of the window, h_1 along the second axis.
-        side = torch.linspace(-1, 1, found.log_density.shape[1], dtype=torch.float64) * float(found.radius[n])
+        side = torch.linspace(-1, 1, grid.log_density.shape[1], dtype=torch.float64) * float(grid.radius[n])
         for row, column in ((25, 38), (33, 27), (30, 40)):
-            at = torch.tensor([found.center[n, 0] + side[column], found.center[n, 1] + side[row]], dtype=torch.float64)
-            centre = torch.tensor([found.center[n, 0] + side[30], found.center[n, 1] + side[30]], dtype=torch.float64)
+            at = torch.tensor([grid.center[n, 0] + side[column], grid.center[n, 1] + side[row]], dtype=torch.float64)
+            centre = torch.tensor([grid.center[n, 0] + side[30], grid.center[n, 1] + side[30]], dtype=torch.float64)
             expected = plain_log_joint(p, x, torch.stack([at, centre]))
-            assert found.log_density[n, row, column] > FLOOR
-            kept = found.log_density[n, row, column] - found.log_density[n, 30, 30]
+            assert grid.log_density[n, row, column] > FLOOR
+            kept = grid.log_density[n, row, column] - grid.log_density[n, 30, 30]
             assert kept == pytest.approx(float(expected[0] - expected[1]), abs=5e-3)
-        assert found.log_density[n].max() == 0
-        assert found.log_density[n].min() >= FLOOR
+        assert grid.log_density[n].max() == 0
+        assert grid.log_density[n].min() >= FLOOR
 
 
 def test_the_window_follows_a_narrow_posterior_far_from_q() -> None:
@@ -88,11 +88,11 @@ def test_the_window_follows_a_narrow_posterior_far_from_q() -> None:
     p.weight["p1.hidden2"][0, 0, 0] = 1.0
     p.weight["p1.logits"][0, 0, :] = 8.0
     p.bias["p1.logits"][:] = -8 * math.tanh(math.tanh(2.0)) + math.log(0.3 / 0.7)
-    found = posterior_grid(p, images[:1])
-    low, high = found.center[0] - found.radius[0], found.center[0] + found.radius[0]
+    grid = posterior_grid(p, images[:1])
+    low, high = grid.center[0] - grid.radius[0], grid.center[0] + grid.radius[0]
     assert (low <= -2.4).all()
     assert (high >= 2.4).all()
-    density = np.exp(found.log_density[0])
+    density = np.exp(grid.log_density[0])
     h1 = low[0] + (high - low)[0] * np.arange(density.shape[1]) / (density.shape[1] - 1)
     assert abs(density.sum(0) @ h1 / density.sum()) > 0.5
 
@@ -126,12 +126,12 @@ def test_decoding_against_plain_layers(latent: tuple[int, ...]) -> None:
 def test_weights_of_samples_against_plain_densities() -> None:
     p, images = tiny_model()
     h = samples_of_q(p, numbered(images), 3, 1, "a")
-    found = sample_weights(p, images, h)
-    assert found.shape == (3, len(images))
+    log_w = sample_weights(p, images, h)
+    assert log_w.shape == (3, len(images))
     for n, x in enumerate(images):
         mean, log_std = plain_layers(p, "q1", x.double(), ["mean", "log_std"])
         log_q = torch.distributions.Normal(mean, log_std.exp()).log_prob(h[:, n].double()).sum(-1)
-        np.testing.assert_allclose(found[:, n], plain_log_joint(p, x, h[:, n].double()) - log_q, atol=1e-3)
+        np.testing.assert_allclose(log_w[:, n], plain_log_joint(p, x, h[:, n].double()) - log_q, atol=1e-3)
 
 
 def test_spread_counts_active_units_and_reads_every_sample() -> None:

@@ -92,15 +92,15 @@ def test_streaming_agrees_with_all_draws_at_once(per_pass: int) -> None:
         served += count
         return {"g": values[served - count : served]}
 
-    found = estimate_snr(draw, len(values), per_pass)["g"]
+    estimate = estimate_snr(draw, len(values), per_pass)["g"]
     assert served == len(values)
-    torch.testing.assert_close(found.per_parameter, values.mean(0).abs() / values.std(0))
+    torch.testing.assert_close(estimate.per_parameter, values.mean(0).abs() / values.std(0))
     first, second = values[:26], values[26:]  # 50 draws in eight blocks: 7, 7, 6, 6, 6, 6, 6, 6
     direction = first.mean(0) / first.mean(0).norm()
     parallel = second @ direction
     across = (second - parallel.unsqueeze(1) * direction).norm(dim=1)
-    torch.testing.assert_close(found.ratios, parallel.abs() / across)
-    assert found.dsnr == pytest.approx(float((parallel.abs() / across).mean()))
+    torch.testing.assert_close(estimate.ratios, parallel.abs() / across)
+    assert estimate.dsnr == pytest.approx(float((parallel.abs() / across).mean()))
 
 
 def test_jackknife_is_the_textbook_one_and_predicts_the_spread() -> None:
@@ -113,7 +113,7 @@ def test_jackknife_is_the_textbook_one_and_predicts_the_spread() -> None:
     repeats = [Moments.of(draws(80, 4, 2.0, seed)) for seed in range(100)]
     actual = np.std([mean_square_snr(moments) for moments in repeats])
     chunks = [[Moments.of(part) for part in draws(80, 4, 2.0, seed).chunk(BLOCKS)] for seed in range(30)]
-    told = np.mean([jackknife([mean_square_snr], m, own)[0] for m, own in zip(repeats[:30], chunks, strict=True)])
+    told = np.mean([jackknife([mean_square_snr], m, chunk)[0] for m, chunk in zip(repeats[:30], chunks, strict=True)])
     assert told == pytest.approx(actual, rel=0.35)
 
 
@@ -155,12 +155,12 @@ def test_gradients_do_not_depend_on_how_many_are_drawn_at_once() -> None:
 def test_more_groups_help_and_more_samples_hurt_the_encoder() -> None:
     """At one point: VAE(16, 1) above MIWAE(4, 4) above IWAE(1, 16), each by more than its errors."""
     images = (torch.rand((4, 784), generator=torch.Generator().manual_seed(0)) < 0.2).float()
-    found = []
+    estimates = []
     for objective, M, K in (("vae", 16, 1), ("miwae", 4, 4), ("iwae", 1, 16)):
         run = make_run(objective, M, K)
         flat = initial_weights(run.latent, run.protocol, 0, np.full(784, 0.2))
-        found.append(estimate_snr(network_gradients(flat, run, one_batch(images), 0), 32, 4)["encoder"])
-    for better, worse in pairwise(found):
+        estimates.append(estimate_snr(network_gradients(flat, run, one_batch(images), 0), 32, 4)["encoder"])
+    for better, worse in pairwise(estimates):
         assert better.snr - worse.snr > 5 * np.hypot(better.snr_se, worse.snr_se)
         assert better.dsnr - worse.dsnr > 5 * np.hypot(better.dsnr_se, worse.dsnr_se)
 
@@ -188,7 +188,7 @@ def test_minibatches_that_vary_lower_the_snr() -> None:
     grey = np.random.default_rng(0).integers(0, 256, (50, 784)).astype(np.uint8)
     fresh = fresh_batches(grey, 0, flat.device, torch.float32)
     fixed = one_batch(fresh(torch.arange(1))[0])
-    same, varied = (estimate_snr(network_gradients(flat, run, own, 0), 32, 8) for own in (fixed, fresh))
+    same, varied = (estimate_snr(network_gradients(flat, run, batches, 0), 32, 8) for batches in (fixed, fresh))
     for group in ("encoder", "decoder"):
         assert varied[group].snr < same[group].snr
 
@@ -200,12 +200,12 @@ def test_checkpoints_of_a_run(grey_images: NDArray[np.uint8], tmp_path: Path) ->
     folder = tmp_path / waypoint_name(45)
     for steps, flat in zip((10, 40, 45), flats.values(), strict=True):
         save_weights(tmp_path / waypoint_name(steps) / WEIGHTS, run.latent, flat, "digest", steps)
-    found = list(checkpoints(folder, run, grey_images))
-    assert [step for step, _ in found] == [0, 10, 40, 45]
-    for (_, weights), flat in zip(found[1:], flats.values(), strict=True):
+    waypoints = list(checkpoints(folder, run, grey_images))
+    assert [step for step, _ in waypoints] == [0, 10, 40, 45]
+    for (_, weights), flat in zip(waypoints[1:], flats.values(), strict=True):
         assert torch.equal(weights, flat)
     mean = grey_images[:200].mean(0, dtype=np.float64) / 255
-    assert torch.equal(found[0][1], initial_weights(run.latent, run.protocol, run.seed, mean))
+    assert torch.equal(waypoints[0][1], initial_weights(run.latent, run.protocol, run.seed, mean))
     whole = replace(run, max_steps=40)
     assert [step for step, _ in checkpoints(tmp_path / waypoint_name(40), whole, grey_images)] == [0, 10, 40]
     assert [step for step, _ in checkpoints(folder, replace(run, continues="a/b"), grey_images)] == [10, 40, 45]

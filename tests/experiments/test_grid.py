@@ -116,8 +116,8 @@ def test_continued_run_must_have_the_same_seed_and_depth() -> None:
 @pytest.mark.parametrize("objectives", [("iwae", "iwae"), ("iwae", "miwae")], ids=["itself", "each other"])
 def test_a_run_cannot_continue_its_own_cohort(objectives: tuple[str, str]) -> None:
     settings = [
-        {"objective": own, "K": 5, "after": {"experiment": "second", "objective": other, "K": 5}}
-        for own, other in dict([objectives, objectives[::-1]]).items()
+        {"objective": objective, "K": 5, "after": {"experiment": "second", "objective": other, "K": 5}}
+        for objective, other in dict([objectives, objectives[::-1]]).items()
     ]
     assert "experiments.second" in refusal(small("experiments.second.settings", settings))
 
@@ -179,15 +179,15 @@ def test_the_depth_is_the_least_that_is_asked_for() -> None:
         return [run.total_steps for run in runs_of(build_cohorts(params))]
 
     # 59,600 images are 2,980 updates an epoch; the last run's own schedule has 3 epochs.
-    *papers, own = depths()
-    assert (set(papers), own) == ({3280 * 2980}, 3 * 2980)
-    *papers, own = depths(stages=2)
-    assert (set(papers), own) == ({4 * 2980}, 3 * 2980)
+    *papers, last = depths()
+    assert (set(papers), last) == ({3280 * 2980}, 3 * 2980)
+    *papers, last = depths(stages=2)
+    assert (set(papers), last) == ({4 * 2980}, 3 * 2980)
     assert set(depths(stages=2, max_steps=500)) == {500}
     part = {"datasets": ["mnist"], "layers": [1]}
     experiments = {"first": part | {"epochs": 2}, "second": part | {"epochs": 1}}
-    *papers, own = depths(experiments=experiments)
-    assert (set(papers), own) == ({2 * 2980}, 2980)
+    *papers, last = depths(experiments=experiments)
+    assert (set(papers), last) == ({2 * 2980}, 2980)
 
 
 def test_a_depth_beyond_the_scale_is_refused() -> None:
@@ -249,8 +249,8 @@ def test_an_experiment_is_evaluated_by_its_own_settings(tmp_path: Path) -> None:
     write_cohorts(params, tmp_path)
     usual = params.scales["small"].evaluation.spec()
     cohorts = load_cohorts(tmp_path)
-    own = replace(usual, test_images=5, num_samples=70)
-    assert load_evaluation(tmp_path, cohorts["small/first-mnist-1L-T5"]) == own
+    changed = replace(usual, test_images=5, num_samples=70)
+    assert load_evaluation(tmp_path, cohorts["small/first-mnist-1L-T5"]) == changed
     assert load_evaluation(tmp_path, cohorts["small/second-mnist-1L-T5"]) == usual
 
 
@@ -285,11 +285,11 @@ def test_single_details_of_the_protocol_are_switched() -> None:
     assert (base.protocol_name, base.protocol) == ("published-code", PROTOCOLS["published-code"])
     whole = runs.pop("iwae-M1-K5-paper-text-s0")
     assert (whole.protocol_name, whole.protocol) == ("paper-text", PROTOCOLS["paper-text"])
-    found = {
+    switched = {
         name: (run.protocol_name, {field for field in DETAILS if getattr(run.protocol, field) != BASE[field]})
         for name, run in runs.items()
     }
-    assert found == {
+    assert switched == {
         "iwae-M1-K5-adam-beta1-0.9-s0": ("published-code, adam_beta1 = 0.9", {"adam_beta1"}),
         "iwae-M1-K5-hold-out-false-s0": ("published-code, hold_out = false", {"hold_out"}),
         "iwae-M1-K5-rounded-learning-rates-false-s0": (
@@ -503,7 +503,7 @@ def test_index_splits_cohorts_by_whether_they_continue(committed: Params) -> Non
 
 def test_index_has_the_evaluation_of_every_experiment(committed: Params) -> None:
     evaluations = index(committed, build_cohorts(committed))["evaluations"]
-    assert {name: set(own) for name, own in evaluations.items()} == {
+    assert {name: set(experiments) for name, experiments in evaluations.items()} == {
         name: set(scale.experiments) for name, scale in committed.scales.items()
     }
     assert evaluations["quick"]["burda-table1"]["snr_gradients"] == 0

@@ -90,18 +90,18 @@ def test_derived_numbers() -> None:
 
 def test_digest_changes_with_every_field_that_numbers_depend_on() -> None:
     run = make_run("iwae")
-    own = digest(run, "data")
-    assert len(own) == 16
+    run_digest = digest(run, "data")
+    assert len(run_digest) == 16
     # A parameter is one of an estimator that has one.
     assert {field.name for field in fields(RunSpec)} == CHANGES.keys() | LABELS.keys() | {"parameter"}
-    digests = {own, digest(make_run("ciwae"), "data"), digest(make_run("ciwae", parameter=0.25), "data")}
+    digests = {run_digest, digest(make_run("ciwae"), "data"), digest(make_run("ciwae", parameter=0.25), "data")}
     for name, value in CHANGES.items():
         assert getattr(run, name) != value, name
         digests.add(digest(replace(run, **{name: value}), "data"))
     assert len(digests) == len(CHANGES) + 3
     for name, value in LABELS.items():
         assert getattr(run, name) != value, name
-        assert digest(replace(run, **{name: value}), "data") == own, name
+        assert digest(replace(run, **{name: value}), "data") == run_digest, name
 
 
 def test_tf32_is_float32_on_a_cpu() -> None:
@@ -112,16 +112,16 @@ def test_tf32_is_float32_on_a_cpu() -> None:
 
 
 def test_a_corrected_estimator_is_another_run_and_a_tidied_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = digest(make_run(), "data")
+    run_digest = digest(make_run(), "data")
     iwae = OBJECTIVES["iwae"]
 
     def changed(**parts: Any) -> str:
         with monkeypatch.context() as context:
             context.setitem(OBJECTIVES, "iwae", replace(iwae, **parts))
             fingerprint.cache_clear()
-            found = digest(make_run(), "data")
+            new_digest = digest(make_run(), "data")
         fingerprint.cache_clear()
-        return found
+        return new_digest
 
     def tidied(log_w: Tensor) -> Weights:
         w = torch.exp(log_w - torch.logsumexp(log_w, 1, keepdim=True)) / len(log_w)
@@ -130,10 +130,10 @@ def test_a_corrected_estimator_is_another_run_and_a_tidied_one_is_not(monkeypatc
     def corrected(part: str) -> Callable[[Tensor], Weights]:
         return lambda log_w: iwae.weights(log_w)._replace(**{part: 1.001 * getattr(iwae.weights(log_w), part)})
 
-    assert changed(weights=tidied, source="elsewhere") == own
+    assert changed(weights=tidied, source="elsewhere") == run_digest
     others = [changed(weights=corrected(part)) for part in Weights._fields]
     others.append(changed(bound=lambda log_w: iwae.bound(log_w) + 1e-4))
-    assert len({own, *others}) == 5
+    assert len({run_digest, *others}) == 5
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Protocol)])

@@ -37,9 +37,9 @@ def written(folder: Path, text: str) -> Path:
     ],
 )
 def test_values_are_those_of_version_1_2(text: str, value: Any, tmp_path: Path) -> None:
-    found = read_yaml(written(tmp_path, f"key: {text}\n"))["key"]
-    assert found == value
-    assert type(found) is type(value)
+    loaded = read_yaml(written(tmp_path, f"key: {text}\n"))["key"]
+    assert loaded == value
+    assert type(loaded) is type(value)
 
 
 def test_anchors_and_merges_work_as_in_the_committed_file() -> None:

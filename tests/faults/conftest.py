@@ -23,7 +23,8 @@ def patched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     folder = tmp_path_factory.mktemp("mirror")
     sums = mirror(folder)
     files = tuple(
-        RawFile((Form(name, {"sha256": own}),), (Source("mirror", f"{NAME}/{name}.gz"),)) for name, own in sums.items()
+        RawFile((Form(name, {"sha256": sha256}),), (Source("mirror", f"{NAME}/{name}.gz"),))
+        for name, sha256 in sums.items()
     )
     with pytest.MonkeyPatch.context() as patch:
         counts = {"train_images": TRAIN, "test_images": TEST, "train_images_burda": TRAIN}

@@ -74,15 +74,15 @@ def run_all() -> None:
 
 def numbers() -> Numbers:
     """All that reports, MLflow and `make verify-results` are made from."""
-    found: Numbers = {}
+    outcome: Numbers = {}
     for result in cohort_results(HERE.cohort_results(COHORT)):
         shipped = read_weights(shipped_weights(result, HERE), result.spec.latent)
-        waypoints = [(own.steps, own.metrics) for own in result.waypoints]
-        found[result.spec.name] = (result.metrics, result.arrays["log_p_hat"].tolist(), waypoints, shipped.tolist())
-    found["toy"] = load_toy(HERE.results("small")).metrics
+        waypoints = [(waypoint.steps, waypoint.metrics) for waypoint in result.waypoints]
+        outcome[result.spec.name] = (result.metrics, result.arrays["log_p_hat"].tolist(), waypoints, shipped.tolist())
+    outcome["toy"] = load_toy(HERE.results("small")).metrics
     looked_at = opinions(HERE.results("small"))
-    found["ais"] = [(one["run"], one["digest"], one["summary"], one["images"]) for one in looked_at]
-    return found
+    outcome["ais"] = [(one["run"], one["digest"], one["summary"], one["images"]) for one in looked_at]
+    return outcome
 
 
 def provenance() -> list[dict[str, Any]]:

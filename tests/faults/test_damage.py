@@ -122,8 +122,8 @@ def survives(name: str, damage: Damage, root: Path, expected: Numbers) -> str:
 
 
 def _same(expected: Numbers, strictly: bool = False) -> None:
-    found = numbers()
-    assert found == {name: value for name, value in expected.items() if name != "provenance"}
+    actual = numbers()
+    assert actual == {name: value for name, value in expected.items() if name != "provenance"}
     if strictly:
         assert provenance() == expected["provenance"]
 
@@ -162,10 +162,10 @@ def test_a_sample_of_damaged_files(finished: tuple[Path, Numbers], tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("top", TOPS)
 def test_every_file_damaged_in_every_way(top: str, finished: tuple[Path, Numbers], tmp_path: Path) -> None:
-    own = [(name, kind) for name, kind in cases(finished[0]) if name.partition("/")[0] == top]
-    outcomes = walk(own, finished, tmp_path)
-    print(f"{top}: {len(own) // len(DAMAGES)} files, {len(own)} damages: {outcomes}")
-    assert sum(outcomes.values()) == len(own) > 0
+    damages = [(name, kind) for name, kind in cases(finished[0]) if name.partition("/")[0] == top]
+    outcomes = walk(damages, finished, tmp_path)
+    print(f"{top}: {len(damages) // len(DAMAGES)} files, {len(damages)} damages: {outcomes}")
+    assert sum(outcomes.values()) == len(damages) > 0
 
 
 def test_the_walk_covers_every_folder(finished: tuple[Path, Numbers]) -> None:

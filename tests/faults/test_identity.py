@@ -40,9 +40,9 @@ def change_params(**changes: Any) -> None:
 
 def after(function: Callable[..., Any], action: Callable[[], None]) -> Callable[..., Any]:
     def both(*words: Any, **named: Any) -> Any:
-        found = function(*words, **named)
+        result = function(*words, **named)
         action()
-        return found
+        return result
 
     return both
 

@@ -99,19 +99,19 @@ def killed(folder: Path, name: str, data: str, seconds: float) -> bool:
 
 def content(folder: Path) -> dict[str, Any]:
     """What must be the same whether there were kills or not."""
-    found: dict[str, Any] = {}
+    contents: dict[str, Any] = {}
     results = folder / f"reports/tiny/results/{COHORT}"
     for name in ("runs.json", "metrics.json", "waypoints.json"):
-        found[name] = (results / name).read_bytes()
-    found |= {f"array {name}": array.tobytes() for name, array in np.load(results / "arrays.npz").items()}
+        contents[name] = (results / name).read_bytes()
+    contents |= {f"array {name}": array.tobytes() for name, array in np.load(results / "arrays.npz").items()}
     for path in sorted((folder / f"runs/{KEY}/training").glob("*/weights.safetensors")):
-        found |= {f"{path.parent.name} {name}": array.tobytes() for name, array in load_file(path).items()}
+        contents |= {f"{path.parent.name} {name}": array.tobytes() for name, array in load_file(path).items()}
     for path in sorted((folder / f"data/binarized/{NAME}").iterdir()):
-        found[path.name] = path.read_bytes()
+        contents[path.name] = path.read_bytes()
     with sqlite3.connect(folder / ".mlflow/mlflow.db") as database:
         query = "select name from runs where lifecycle_stage = 'active' order by name"
-        found["mlflow"] = database.execute(query).fetchall()
-    return found
+        contents["mlflow"] = database.execute(query).fetchall()
+    return contents
 
 
 def undo(folder: Path, name: str) -> None:
@@ -123,11 +123,11 @@ def undo(folder: Path, name: str) -> None:
 
 def progress(folder: Path) -> dict[str, int]:
     """Updates that the store holds of each run."""
-    found = {}
+    steps = {}
     for run_folder in (folder / ".store").glob("[0-9a-f]*"):
         states = [*stored_waypoints(run_folder), *map(checkpoint_step, run_folder.glob("checkpoint*.safetensors"))]
-        found[run_folder.name] = max(states, default=0)
-    return found
+        steps[run_folder.name] = max(states, default=0)
+    return steps
 
 
 def kill_over_and_over(folder: Path, name: str, data: str, length: float, rng: random.Random) -> tuple[int, int]:
@@ -180,9 +180,9 @@ def test_forty_kills_over_all_stages(tmp_path: Path) -> None:
         print(f"{name}: {KILLS[name]} kills in {tries} tries{trained}", flush=True)
         output = stage(folder, name, data).stdout
         assert "Traceback" not in output
-    found = content(folder)
-    assert found.keys() == expected.keys()
-    assert [name for name in expected if found[name] != expected[name]] == []
+    actual = content(folder)
+    assert actual.keys() == expected.keys()
+    assert [name for name in expected if actual[name] != expected[name]] == []
     print(f"compared: {len(expected)} files, arrays and lists of runs; left behind: {litter(folder)}")
     # The stages that use a file again remove what was left beside it; the rest is for `python -m stages.prune`.
     pruned = run(folder, sys.executable, "-m", "stages.prune")

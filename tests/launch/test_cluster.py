@@ -77,9 +77,9 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pipeline.launch", "run", "--scale", "tiny", "--device", "cpu", *words]
     inherited = {name: value for name, value in os.environ.items() if name != "ELBO_STORE"}
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    own = {**inherited, "PYTHONPATH": path}
+    variables = {**inherited, "PYTHONPATH": path}
     streams: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen(command, cwd=folder, env=own, text=True, start_new_session=True, **streams)
+    return subprocess.Popen(command, cwd=folder, env=variables, text=True, start_new_session=True, **streams)
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def cluster() -> Iterator[Any]:
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    found = Cluster()
-    found.add_node(num_cpus=0, node_ip_address="127.0.0.1", include_dashboard=False)
-    yield found
-    found.shutdown()
+    ray_cluster = Cluster()
+    ray_cluster.add_node(num_cpus=0, node_ip_address="127.0.0.1", include_dashboard=False)
+    yield ray_cluster
+    ray_cluster.shutdown()
     os.environ.pop("PYTHONPATH")
     if before is not None:
         os.environ["PYTHONPATH"] = before
@@ -192,10 +192,10 @@ def test_all_go_to_an_epoch_before_one_goes_deeper(
     here: Project, project: Path, cluster: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On one core: where others are free, they take what goes deeper when nothing else waits."""
-    own = replace(here, chosen=(here.cohorts[FIRST],))
+    part = replace(here, chosen=(here.cohorts[FIRST],))
     node = cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1")
     try:
-        assert go(own, cluster, epochs=[1, 4]) == 0
+        assert go(part, cluster, epochs=[1, 4]) == 0
     finally:
         cluster.remove_node(node)
     done = re.findall(r"^(.*): done ->", capsys.readouterr().out, re.MULTILINE)
@@ -228,25 +228,25 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
 ) -> None:
     """A single run: its worker is killed, then the node that it is on."""
     cohort = here.cohorts[FIRST]
-    own = replace(here, chosen=(replace(cohort, runs=cohort.runs[:1]),))
+    part = replace(here, chosen=(replace(cohort, runs=cohort.runs[:1]),))
     nodes = [second_node, cluster.add_node(num_cpus=2, node_ip_address="127.0.0.1")]
     lost: list[int] = []
 
     def lose_node() -> None:
-        lost.append(steps_of(own, FIRST))
+        lost.append(steps_of(part, FIRST))
         (node,) = (node for node in nodes if worker_of(node))
         cluster.remove_node(node)
         nodes.remove(node)
 
     def kill() -> None:
-        lost.append(steps_of(own, FIRST))
+        lost.append(steps_of(part, FIRST))
         (pid,) = filter(None, map(worker_of, nodes))
         os.kill(pid, signal.SIGKILL)
-        threads.append(once(lambda: steps_of(own, FIRST) > lost[0] and any(map(worker_of, nodes)), lose_node))
+        threads.append(once(lambda: steps_of(part, FIRST) > lost[0] and any(map(worker_of, nodes)), lose_node))
 
-    threads = [once(lambda: steps_of(own, FIRST) > 0, kill)]
+    threads = [once(lambda: steps_of(part, FIRST) > 0, kill)]
     try:
-        assert go(own, cluster) == 0
+        assert go(part, cluster) == 0
     finally:
         for thread in threads:
             thread.join()
@@ -271,23 +271,23 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
 def test_a_killed_driver_goes_on(
     here: Project, project: Path, cluster: Any, second_node: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = replace(here, chosen=(here.cohorts[FIRST],))
+    part = replace(here, chosen=(here.cohorts[FIRST],))
     words = ("--ray", cluster.address, "--only", FIRST, "--checkpoint-seconds", "0.05")
     process = start(Path.cwd(), *words)
-    wait_for(lambda: steps_of(own, FIRST), process)
+    wait_for(lambda: steps_of(part, FIRST), process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    assert not all(job.is_finished for job in own.jobs(own.cohorts[FIRST]))
+    assert not all(job.is_finished for job in part.jobs(part.cohorts[FIRST]))
     # And one that is asked to stop.
-    before = steps_of(own, FIRST)
-    once(lambda: steps_of(own, FIRST) > before, lambda: os.kill(os.getpid(), signal.SIGTERM))
-    assert go(own, cluster) == 130
+    before = steps_of(part, FIRST)
+    once(lambda: steps_of(part, FIRST) > before, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert go(part, cluster) == 130
     captured = capsys.readouterr()
     assert "stopped by a signal: checkpoints are on disk" in captured.err
     assert f"{FIRST}   2 runs" in captured.out
-    assert before < steps_of(own, FIRST)
+    assert before < steps_of(part, FIRST)
     interruption.clear()
-    assert go(own, cluster) == 0
+    assert go(part, cluster) == 0
     assert_same(Path.cwd(), project, FIRST)
 
 
@@ -311,8 +311,8 @@ def test_out_of_memory_is_tried_alone_and_then_named(
         return real(order, *rest)
 
     monkeypatch.setattr(driver, "unit_task", hungry)
-    own = replace(here, chosen=(here.cohorts[FIRST], here.cohorts[THIRD]))
-    assert go(own, cluster) == 1
+    part = replace(here, chosen=(here.cohorts[FIRST], here.cohorts[THIRD]))
+    assert go(part, cluster) == 1
     said = capsys.readouterr().err
     assert f"{THIRD}/vae-M1-K1-s0: out of memory; it goes on alone" in said
     assert f"error: {LONG}: torch.OutOfMemoryError" in said
@@ -330,9 +330,9 @@ def test_another_version_is_refused(here: Project, cluster: Any, monkeypatch: py
 
 
 def test_what_another_process_works_on_is_left(here: Project, cluster: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    own = replace(here, chosen=(here.cohorts[FIRST],))
-    with cohort_lock(own.store, FIRST):
-        assert go(own, cluster) == 1
+    part = replace(here, chosen=(here.cohorts[FIRST],))
+    with cohort_lock(part.store, FIRST):
+        assert go(part, cluster) == 1
     assert f"{FIRST}: process {os.getpid()} is working on it" in capsys.readouterr().out
 
 

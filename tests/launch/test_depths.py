@@ -57,28 +57,28 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def take(cohorts: dict[str, CohortSpec], scale: str, store: Path = Path(".store")) -> Project:
     interruption.clear()
-    own = project(cohorts, scale, store)
-    assert run(own, None) == 0
-    assert {item.need for item in own.standings()} == {DONE}
-    return own
+    taken = project(cohorts, scale, store)
+    assert run(taken, None) == 0
+    assert {item.need for item in taken.standings()} == {DONE}
+    return taken
 
 
-def stretches(own: Project, key: str) -> list[tuple[int, int]]:
+def stretches(taken: Project, key: str) -> list[tuple[int, int]]:
     """From which update to which the run of a cohort was trained at a time."""
-    (job,) = own.jobs(own.cohorts[key])
+    (job,) = taken.jobs(taken.cohorts[key])
     training = read_run(job.finished)["training"]
     return [(part["from"], part["to"]) for part in training["stretches"]]
 
 
 def assert_same_runs(ours: Project, theirs: Project) -> None:
     for cohort in ours.chosen:
-        for own, other in zip(ours.jobs(cohort), theirs.jobs(cohort), strict=True):
-            assert own.digest == other.digest
+        for job, other in zip(ours.jobs(cohort), theirs.jobs(cohort), strict=True):
+            assert job.digest == other.digest
             for name in (WEIGHTS, OPTIMIZER):
-                one, two = load_file(own.finished / name), load_file(other.finished / name)
+                one, two = load_file(job.finished / name), load_file(other.finished / name)
                 assert one.keys() == two.keys()
                 assert all(np.array_equal(one[key], two[key]) for key in one), name
-            tables = [np.loadtxt(job.finished / HISTORY, delimiter=",", skiprows=1) for job in (own, other)]
+            tables = [np.loadtxt(each.finished / HISTORY, delimiter=",", skiprows=1) for each in (job, other)]
             seconds = HISTORY_COLUMNS.index("seconds")
             assert np.array_equal(*(np.delete(table, seconds, axis=1) for table in tables))
 
@@ -119,19 +119,19 @@ def test_each_scale_goes_on_from_the_last_and_ends_as_one_that_was_never_stopped
 def test_waypoints_are_evaluated_as_they_are_reached_and_an_unfinished_run_shows_its_deepest() -> None:
     cohorts = grid(overnight=130)
     interruption.clear()
-    own = project(cohorts, "overnight")
+    overnight = project(cohorts, "overnight")
     # 200 images are 10 updates an epoch: to 40 of 130 updates.
-    assert run(cut(replace(own, chosen=own.chosen[:1]), 4), None) == 0
+    assert run(cut(replace(overnight, chosen=overnight.chosen[:1]), 4), None) == 0
     (under_way,) = load_under_way(Path("reports/overnight/results"))
     assert load_results(Path("reports/overnight/results")) == []
     assert (under_way.spec.total_steps, under_way.planned_steps, under_way.epochs) == (40, 130, 4)
     assert under_way.metrics["test_images"] == 4
-    assert [own.steps for own in under_way.waypoints] == [10]
+    assert [waypoint.steps for waypoint in under_way.waypoints] == [10]
     take(cohorts, "overnight")
     assert load_under_way(Path("reports/overnight/results")) == []
     first, _ = load_results(Path("reports/overnight/results"))
     assert first.metrics["test_images"] == 8
-    assert [(own.steps, own.metrics["test_images"]) for own in first.waypoints] == [(10, 4), (40, 4)]
+    assert [(waypoint.steps, waypoint.metrics["test_images"]) for waypoint in first.waypoints] == [(10, 4), (40, 4)]
     assert first.waypoints[0].arrays["log_p_hat"].shape == (4,)
 
 

@@ -130,7 +130,9 @@ def assert_same(folder: Path, project: Path) -> None:
 
 def test_each_number_names_what_made_it(project: Path) -> None:
     results = project / HERE.cohort_results(FIRST)
-    (entry,) = (own for name, own in json.loads((results / "provenance.json").read_text()).items() if name != SHA256)
+    (entry,) = (
+        facts for name, facts in json.loads((results / "provenance.json").read_text()).items() if name != SHA256
+    )
     head = run(project, "git", "rev-parse", "HEAD").stdout.strip()
     for made in (entry["training"], entry["evaluation"]):
         assert made["git_revision"].removesuffix("-dirty") == head
@@ -162,15 +164,15 @@ def test_time_limits_change_nothing(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As many short slots as it takes end in the unbroken run's bits."""
-    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    copied = in_this_process(bare_copy(project, tmp_path), monkeypatch)
     shares: list[float] = []
     seconds = 0.5
     while sum(shares[-1:]) < 2 * len(CELLS):
         monkeypatch.setattr(interruption, "_deadline", None)
-        assert run_launcher(own, seconds) == 0
+        assert run_launcher(copied, seconds) == 0
         # An evaluation starts anew in each slot, and must fit into one.
         seconds *= 1.3
-        shares.append(sum(item.share_trained + item.evaluated for item in own.standings()))
+        shares.append(sum(item.share_trained + item.evaluated for item in copied.standings()))
         output = capsys.readouterr().out
         left = "time is up: checkpoints are on disk" in output or ", more than there is" in output
         assert left or shares[-1] == 2 * len(CELLS)
@@ -183,25 +185,25 @@ def test_evaluation_that_does_not_fit_is_left(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """What is left of the slot goes to the next run."""
-    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    shape = evaluation_shape(own.cohorts[FIRST], own.evaluations[FIRST])
-    remember(own.store, CORE, shape, 3600.0)
-    assert run_launcher(own, 900.0) == 0
+    copied = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    shape = evaluation_shape(copied.cohorts[FIRST], copied.evaluations[FIRST])
+    remember(copied.store, CORE, shape, 3600.0)
+    assert run_launcher(copied, 900.0) == 0
     output = capsys.readouterr().out
     assert f"{FIRST}/{CELLS[FIRST]}: left: evaluating it takes 1:00:00, more than there is" in output
     assert f"{SECOND}/{CELLS[SECOND]}: from update 0" in output
-    assert {item.cohort.key: item.need for item in own.standings()} == {SECOND: EVALUATE, FIRST: EVALUATE}
+    assert {item.cohort.key: item.need for item in copied.standings()} == {SECOND: EVALUATE, FIRST: EVALUATE}
 
 
 def test_a_cohort_that_fails_spares_the_next(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = bare_copy(project, tmp_path)
-    own = in_this_process(folder, monkeypatch)
-    (job,) = own.standings()[1].jobs
+    copied = in_this_process(folder, monkeypatch)
+    (job,) = copied.standings()[1].jobs
     job.folder.parent.mkdir(parents=True, exist_ok=True)
     job.folder.write_text("in the way")
-    assert run_launcher(own, None) == 1
+    assert run_launcher(copied, None) == 1
     captured = capsys.readouterr()
     assert f"error: {FIRST}/{CELLS[FIRST]} failed (see above)" in captured.err
     assert "cannot be written (" in captured.err
@@ -212,8 +214,8 @@ def begin(folder: Path) -> subprocess.Popen[str]:
     """A launcher in a group of its own, once it has a checkpoint."""
     words = [*command("run"), "--checkpoint-seconds", "0.1"]
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    own = environment(PYTHONPATH=str(folder))
-    process = subprocess.Popen(words, cwd=folder, env=own, text=True, start_new_session=True, **streams)
+    variables = environment(PYTHONPATH=str(folder))
+    process = subprocess.Popen(words, cwd=folder, env=variables, text=True, start_new_session=True, **streams)
     wait_for(lambda: list(folder.glob(".store/*/checkpoint.safetensors")), process)
     return process
 
@@ -221,12 +223,12 @@ def begin(folder: Path) -> subprocess.Popen[str]:
 def test_a_checkpoint_that_cannot_be_read_is_set_aside(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    (job,) = own.standings()[1].jobs
+    copied = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    (job,) = copied.standings()[1].jobs
     job.folder.mkdir(parents=True)
     (job.folder / "checkpoint.safetensors").write_bytes(b"damaged")
-    assert [item.need for item in own.standings()] == [WAITS, TRAIN]
-    assert run_launcher(own, None) == 0
+    assert [item.need for item in copied.standings()] == [WAITS, TRAIN]
+    assert run_launcher(copied, None) == 0
     assert f"warning: {job.folder}/checkpoint.safetensors: damaged" in capfd.readouterr().err
     assert_same(tmp_path, project)
 
@@ -248,10 +250,10 @@ def test_a_signal_changes_nothing(project: Path, tmp_path: Path) -> None:
 def test_a_busy_cohort_is_left_alone(
     project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    (job,) = own.jobs(own.cohorts[FIRST])
+    copied = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    (job,) = copied.jobs(copied.cohorts[FIRST])
     with run_lock(job, 0):
-        assert run_launcher(own, None) == 0
+        assert run_launcher(copied, None) == 0
     output = capsys.readouterr().out
     assert f"{CELLS[FIRST]} ({job.digest}): process {os.getpid()} is working on it; wait for it to end" in output
     assert "2 cohorts: 0 done, 0 begun, 2 to do" in output
@@ -262,9 +264,9 @@ def test_two_launchers_on_one_store_share_the_runs(project: Path, tmp_path: Path
     """Every update is made once, in one or the other; the results are those of one alone."""
     folder = bare_copy(project, tmp_path)
     words = [*command("run"), "--checkpoint-seconds", "0.1"]
-    own = environment(PYTHONPATH=str(folder))
+    variables = environment(PYTHONPATH=str(folder))
     streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    both = [subprocess.Popen(words, cwd=folder, env=own, text=True, **streams) for _ in range(2)]
+    both = [subprocess.Popen(words, cwd=folder, env=variables, text=True, **streams) for _ in range(2)]
     outputs = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     for cohort, cell in CELLS.items():
@@ -294,18 +296,18 @@ def test_what_is_recorded_is_not_trained_again(
 ) -> None:
     folder = bare_copy(project, tmp_path)
     shutil.copytree(project / HERE.cohort_results(FIRST), folder / HERE.cohort_results(FIRST))
-    own = in_this_process(folder, monkeypatch)
-    assert run_launcher(own, None) == 1, "what is blocked is work that was not done"
-    assert {item.cohort.key: item.need for item in own.standings()} == {FIRST: RECORDED, SECOND: BLOCKED}
+    copied = in_this_process(folder, monkeypatch)
+    assert run_launcher(copied, None) == 1, "what is blocked is work that was not done"
+    assert {item.cohort.key: item.need for item in copied.standings()} == {FIRST: RECORDED, SECOND: BLOCKED}
     output = capsys.readouterr().out
     assert f"blocked: continues {FIRST}/vae-M1-K1-s0, which is not finished here: only its results are;" in output
     assert "train it with --again" in output
     assert not list(folder.glob(".store/*/waypoint-*"))
-    again = replace(own, again=True)
+    again = replace(copied, again=True)
     assert {item.cohort.key: item.need for item in again.standings()} == {FIRST: TRAIN, SECOND: WAITS}
     # Results of another evaluation are not those that are asked for.
-    evaluations = {key: replace(spec, num_samples=200) for key, spec in own.evaluations.items()}
-    changed = replace(own, evaluations=evaluations)
+    evaluations = {key: replace(spec, num_samples=200) for key, spec in copied.evaluations.items()}
+    changed = replace(copied, evaluations=evaluations)
     assert changed.standings()[1].need == TRAIN
 
 
@@ -331,33 +333,33 @@ def test_plan_says_what_is_missing(
 
 
 def test_time_left_is_work_over_measured_speed(project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = in_this_process(bare_copy(project, tmp_path), monkeypatch)
-    cohort, spec = own.cohorts[FIRST], own.evaluations[FIRST]
+    copied = in_this_process(bare_copy(project, tmp_path), monkeypatch)
+    cohort, spec = copied.cohorts[FIRST], copied.evaluations[FIRST]
     (run,) = cohort.runs
-    remember(own.store, CORE, run_shape(run), 50.0)
-    assert "0:50 left and an evaluation not timed yet" in describe(own.standings(), own.machine, own.paths)
-    remember(own.store, CORE, evaluation_shape(cohort, spec), 30.0)
-    text = describe(own.standings(), own.machine, own.paths)
+    remember(copied.store, CORE, run_shape(run), 50.0)
+    assert "0:50 left and an evaluation not timed yet" in describe(copied.standings(), copied.machine, copied.paths)
+    remember(copied.store, CORE, evaluation_shape(cohort, spec), 30.0)
+    text = describe(copied.standings(), copied.machine, copied.paths)
     assert "train: 1:20 left" in text
     assert "time left (cpu, 1 processes): 1:20 for 1 of them at speeds measured on this machine; 1 not timed" in text
     # Two processes take half as long.
-    other = replace(own, machine=Machine(torch.device("cpu"), 2, 1e9))
+    other = replace(copied, machine=Machine(torch.device("cpu"), 2, 1e9))
     assert "time left (cpu, 2 processes): 0:40 for 1 of them" in describe(other.standings(), other.machine, other.paths)
 
 
 def test_what_is_ahead_tells_the_share_of_evaluations(tmp_path: Path) -> None:
     cohort = CohortSpec("tiny", "a", "a", (make_run(),))
     spec = EvaluationSpec(seed=1, num_samples=130, bound_samples=64, test_images=4, train_images=0, pruned_images=0)
-    own = Project({"tiny/a": cohort}, {"tiny/a": spec}, (cohort,), tmp_path, Machine(torch.device("cpu"), 1, 1e9))
+    project = Project({"tiny/a": cohort}, {"tiny/a": spec}, (cohort,), tmp_path, Machine(torch.device("cpu"), 1, 1e9))
     timed = Standing(cohort, TRAIN, training_left=60.0, evaluation_left=20.0)
-    assert forecast([timed], own) == "about 1:20 ahead on 1 core, 25 % of it evaluations"
-    remember(own.store, CORE, likelihood_shape((50,)), 13_000.0)
+    assert forecast([timed], project) == "about 1:20 ahead on 1 core, 25 % of it evaluations"
+    remember(project.store, CORE, likelihood_shape((50,)), 13_000.0)
     told = "about 1:20 ahead on 1 core, 25 % of it evaluations at 100 to 100 images a second and core"
-    assert forecast([timed], own) == told
+    assert forecast([timed], project) == told
     unknown = replace(timed, evaluation_left=None)
-    assert forecast([unknown, timed], own).endswith(" and what was not timed yet")
-    assert forecast([replace(unknown, training_left=None)], own) == "ahead: what was not timed yet"
-    assert forecast([replace(timed, training_left=0.0, evaluation_left=0.0)], own) == "ahead: nothing"
+    assert forecast([unknown, timed], project).endswith(" and what was not timed yet")
+    assert forecast([replace(unknown, training_left=None)], project) == "ahead: what was not timed yet"
+    assert forecast([replace(timed, training_left=0.0, evaluation_left=0.0)], project) == "ahead: nothing"
 
 
 def test_pace_leaves_starting_out() -> None:
@@ -376,8 +378,8 @@ def test_single_runs_and_their_order_can_be_chosen() -> None:
     }
 
     def chosen(*patterns: str) -> list[str]:
-        found = choose(cohorts, list(cohorts), "tiny", patterns)
-        return [f"{cohort.name[0]}:{','.join(run.name for run in cohort.runs)}" for cohort in found]
+        choice = choose(cohorts, list(cohorts), "tiny", patterns)
+        return [f"{cohort.name[0]}:{','.join(run.name for run in cohort.runs)}" for cohort in choice]
 
     iwae, vae, other = (run.name for run in runs)
     assert chosen() == [f"a:{iwae},{vae},{other}", f"b:{iwae},{vae},{other}"]

@@ -48,10 +48,10 @@ def test_a_schedule_by_hand() -> None:
     works = [Work("short", 1), Work("source", 2), Work("long", 4), Work("next", 5, after="source"), Work("late", 1)]
     assert tails(works) == {"short": 1, "source": 7, "long": 4, "next": 5, "late": 1}
     # Two devices: source 0-2, next 2-7; long 0-4, late 4-5, short 5-6.
-    found = simulate(works, 2)
-    assert found.seconds == 7
-    assert found.critical == ("source", "next")
-    assert found.starts == {"source": 0, "long": 0, "next": 2, "late": 4, "short": 5}
+    schedule = simulate(works, 2)
+    assert schedule.seconds == 7
+    assert schedule.critical == ("source", "next")
+    assert schedule.starts == {"source": 0, "long": 0, "next": 2, "late": 4, "short": 5}
     # What is not among the works is done.
     assert simulate([Work("next", 5, after="source")], 3).seconds == 5
     assert simulate([], 2).seconds == 0
@@ -64,22 +64,22 @@ def test_every_schedule_is_possible_and_no_worse_than_it_must_be(seed: int) -> N
     for i in range(random.randint(1, 12)):
         after = f"w{random.randrange(i)}" if i and random.random() < 0.5 else None
         works.append(Work(f"w{i}", random.randint(1, 50), after))
-    found = simulate(works, devices)
+    schedule = simulate(works, devices)
     by_key = {work.key: work for work in works}
-    ends = {key: start + by_key[key].seconds for key, start in found.starts.items()}
+    ends = {key: start + by_key[key].seconds for key, start in schedule.starts.items()}
     assert ends.keys() == by_key.keys()
     for work in works:
-        start = found.starts[work.key]
-        assert sum(found.starts[key] <= start < ends[key] for key in ends) <= devices
+        start = schedule.starts[work.key]
+        assert sum(schedule.starts[key] <= start < ends[key] for key in ends) <= devices
         assert work.after is None or ends[work.after] <= start
     total, longest = sum(work.seconds for work in works), max(tails(works).values())
-    assert max(ends.values()) == found.seconds
+    assert max(ends.values()) == schedule.seconds
     # Graham's bounds.
-    assert max(total / devices, longest) <= found.seconds <= total / devices + longest * (1 - 1 / devices) + 1e-9
+    assert max(total / devices, longest) <= schedule.seconds <= total / devices + longest * (1 - 1 / devices) + 1e-9
     # Without a gap from the first moment to the last.
-    times = [found.starts[key] for key in found.critical] + [found.seconds]
+    times = [schedule.starts[key] for key in schedule.critical] + [schedule.seconds]
     assert times[0] == 0
-    assert times[1:] == [ends[key] for key in found.critical]
+    assert times[1:] == [ends[key] for key in schedule.critical]
 
 
 def cohort(name: str, *settings: tuple[int, int], continues: str | None = None) -> CohortSpec:
@@ -91,9 +91,9 @@ def cohort(name: str, *settings: tuple[int, int], continues: str | None = None) 
 
 
 def test_a_gpu_trains_stacks_and_a_cpu_runs() -> None:
-    own = cohort("mixed", (1, 10), (5, 10), (5, 20))
-    item = Standing(own, TRAIN, steps=(0, 0, 10))
-    costs = [relative_cost(run) for run in own.runs]
+    mixed = cohort("mixed", (1, 10), (5, 10), (5, 20))
+    item = Standing(mixed, TRAIN, steps=(0, 0, 10))
+    costs = [relative_cost(run) for run in mixed.runs]
     assert stack_cost(item, on_gpu=False) == costs[0] + costs[1] + costs[2] / 2
     assert stack_cost(item, on_gpu=True) == costs[0] + max(costs[1], costs[2] / 2)
 
@@ -104,9 +104,9 @@ def test_what_was_not_timed_is_reckoned_from_what_was() -> None:
         Standing(fast, TRAIN, steps=(0,), training_left=4.0, evaluation_left=1.0),
         Standing(slow, TRAIN, steps=(0,)),
     ]
-    found = estimates(plan, on_gpu=True)
-    assert (found["tiny/a"].seconds, found["tiny/a"].measured) == (5.0, True)
-    assert (found["tiny/b"].seconds, found["tiny/b"].measured) == (pytest.approx(12.0), False)
+    times = estimates(plan, on_gpu=True)
+    assert (times["tiny/a"].seconds, times["tiny/a"].measured) == (5.0, True)
+    assert (times["tiny/b"].seconds, times["tiny/b"].measured) == (pytest.approx(12.0), False)
 
 
 def test_scaling_names_what_decides_it() -> None:
@@ -132,7 +132,7 @@ def test_on_cores_every_run_is_placed_by_itself() -> None:
     """Two runs of one cohort, and one that continues the longer of them."""
     both = cohort("source", (1, 3600), (5, 1800))
     behind = cohort("behind", (1, 3600), continues="tiny/source/r0")
-    plan = [Standing(own, TRAIN, steps=(0,)) for own in single_runs([both, behind])]
+    plan = [Standing(unit, TRAIN, steps=(0,)) for unit in single_runs([both, behind])]
     text = describe_scaling(at_speeds(plan, lambda _: 1.0), [1, 16, 256], on_gpu=False)
     assert "3 runs, 2.5 core hours\n" in text
     assert "   1 cores:       2.5 h" in text

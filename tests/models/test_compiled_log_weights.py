@@ -66,9 +66,9 @@ def test_log_weights(latent: tuple[int, ...], masked: bool, count: int) -> None:
     compiled = LogWeights(latent, weights(latent), torch.cat(active))
     compiled.encode(bits(20).flip(0))
     compiled.encode(x)
-    found = compiled.of(np.array(numbers), 7, 13, keys(latent))
-    assert found.shape == (13, count)
-    torch.testing.assert_close(found.double(), expected(latent, x, numbers, slice(7, 20), active), rtol=1e-6, atol=1e-4)
+    log_w = compiled.of(np.array(numbers), 7, 13, keys(latent))
+    assert log_w.shape == (13, count)
+    torch.testing.assert_close(log_w.double(), expected(latent, x, numbers, slice(7, 20), active), rtol=1e-6, atol=1e-4)
 
 
 def test_log_weights_with_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,9 +81,9 @@ def test_log_weights_with_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     x, ones = bits(20), [torch.ones(units) for units in latent]
     compiled = LogWeights(latent, weights(latent), torch.cat(ones))
     compiled.encode(x)
-    found = compiled.of(np.arange(20), 0, 13, keys(latent))
+    log_w = compiled.of(np.arange(20), 0, 13, keys(latent))
     exact = expected(latent, x, range(20), slice(0, 13), ones)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(log_w.double(), exact, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("layer", [layer.name for layer in network((50,))])
@@ -117,9 +117,9 @@ def test_far_out_logits_and_activations(latent: tuple[int, ...]) -> None:
     x, ones = bits(20), [torch.ones(units) for units in latent]
     compiled = LogWeights(latent, flat, torch.cat(ones))
     compiled.encode(x)
-    found = compiled.of(np.arange(20), 0, 9, keys(latent))
+    log_w = compiled.of(np.arange(20), 0, 9, keys(latent))
     exact = expected(latent, x, range(20), slice(0, 9), ones, flat)
-    torch.testing.assert_close(found.double(), exact, rtol=1e-6, atol=1e-4)
+    torch.testing.assert_close(log_w.double(), exact, rtol=1e-6, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf")])
@@ -132,6 +132,6 @@ def test_an_infinite_logit_shows(bad: float, target: float, place: int) -> None:
     Parameters(latent, flat.unsqueeze(0)).bias["p1.logits"][0, 0, place] = bad
     compiled = LogWeights(latent, flat, torch.ones(50))
     compiled.encode(torch.full((20, 784), target))
-    found = compiled.of(np.arange(20), 0, 5, keys(latent))
+    log_w = compiled.of(np.arange(20), 0, 5, keys(latent))
     harmless = bad == float("inf") if target == 1.0 else bad == float("-inf")
-    assert harmless or not torch.isfinite(found).any()
+    assert harmless or not torch.isfinite(log_w).any()

@@ -32,8 +32,8 @@ def test_single_precision(latent: tuple[int, ...], runs: int, objective: str) ->
         log_w = exact_log_w if dtype == torch.float32 else f.log_w
         grouped = OBJECTIVES[objective].weights(log_w.permute(1, 0, 2).reshape(1, 6, -1))
         theta, path_, score = (w[0].view(6, runs, 20).transpose(0, 1).contiguous().to(dtype) for w in grouped)
-        own = Weights(theta, path_, path_ if grouped.score is grouped.path else score)
-        return f.log_w, backward(p, f, own).pieces(latent)
+        weights = Weights(theta, path_, path_ if grouped.score is grouped.path else score)
+        return f.log_w, backward(p, f, weights).pieces(latent)
 
     exact_log_w = torch.empty(0)
     exact_log_w, exact = run(torch.float64)

@@ -85,9 +85,9 @@ def test_bfloat16_rounds_large_products_and_no_others() -> None:
     rounded = affine(rows, weight, bias, arithmetic=rounding)
     gradient, _ = layer_gradient(rows, outgoing, None, rounding)
     few = affine(small, weight, bias, arithmetic=rounding)
-    for found, expected in ((rounded, exact), (gradient, rows.double().mT @ outgoing.double())):
-        assert found.dtype == torch.float32
-        error = (found - expected).abs().max() / expected.abs().max()
+    for result, expected in ((rounded, exact), (gradient, rows.double().mT @ outgoing.double())):
+        assert result.dtype == torch.float32
+        error = (result - expected).abs().max() / expected.abs().max()
         # Operands and results carry 8 bits: not exact, not worse.
         assert 1e-4 < float(error) < 2**-7
     torch.testing.assert_close(few.double(), small.double() @ weight.double() + bias, rtol=1e-4, atol=1e-4)

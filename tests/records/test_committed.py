@@ -36,22 +36,22 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 def test_equal_numbers_are_reproduced(committed: Paths) -> None:
-    found = compare(committed, "quick")
-    assert found == Reproduced(4, ())
-    assert in_words(found) == ["4 of 4 committed NLLs reproduced bit for bit"]
+    comparison = compare(committed, "quick")
+    assert comparison == Reproduced(4, ())
+    assert in_words(comparison) == ["4 of 4 committed NLLs reproduced bit for bit"]
 
 
 def test_what_differs_is_named(committed: Paths) -> None:
     write(committed, "a", {"x": {"nll": 86.76000000002}, "y": {"nll": 84.5}})
     write(committed, "b", {"z": {"nll": 1.0}})
-    found = compare(committed, "quick")
-    assert found is not None
-    assert found.differing == (
+    comparison = compare(committed, "quick")
+    assert comparison is not None
+    assert comparison.differing == (
         Difference("quick/a/x", 86.76000000001, 86.76000000002),
         Difference("quick/a/y", 84.78, 84.5),
         Difference("quick/b/w", 2.0, None),
     )
-    first, *others = in_words(found, shown=2)
+    first, *others = in_words(comparison, shown=2)
     assert first.startswith("1 of 4 committed NLLs reproduced bit for bit; 2 differ by at most 0.28 nats")
     assert first.endswith("; 1 are not there now")
     assert others[1:] == ["  quick/a/y: 84.7800 committed, 84.5000 now", "  and 1 more"]
@@ -77,6 +77,6 @@ def test_without_a_commit_there_is_nothing_to_compare_with(tmp_path: Path, monke
     write(paths, "a", {"x": {"nll": 1.0}})
     assert compare(paths, "quick") is None
     monkeypatch.setenv("PATH", "")
-    found = compare(paths, "quick")
-    assert "nothing" not in in_words(found)[0]
-    assert "no committed results" in in_words(found)[0]
+    comparison = compare(paths, "quick")
+    assert "nothing" not in in_words(comparison)[0]
+    assert "no committed results" in in_words(comparison)[0]

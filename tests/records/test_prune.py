@@ -61,12 +61,12 @@ def put(path: Path) -> None:
 def jobs() -> list[Job]:
     """Of both grids, as far as they continue nothing."""
     digest = load_dataset(HERE.binarized("mnist")).digest
-    found = []
+    stored = []
     for folder in (HERE.cohorts, Path("trial/cohorts")):
         cohorts = load_cohorts(folder)
         for cohort in cohorts.values():
-            found += stored_jobs(cohort, cohorts, digest, STORE, "cpu")
-    return found
+            stored += stored_jobs(cohort, cohorts, digest, STORE, "cpu")
+    return stored
 
 
 def content() -> set[str]:

@@ -46,17 +46,17 @@ def test_round_trip(tmp_path: Path) -> None:
     back = {result.spec.name: result for result in load_results(tmp_path)}
     assert set(back) == {"a", "b"}
     for result in results:
-        own = back[result.spec.name]
-        assert (own.spec, own.digest, own.status, own.metrics) == (
+        loaded = back[result.spec.name]
+        assert (loaded.spec, loaded.digest, loaded.status, loaded.metrics) == (
             result.spec,
             result.digest,
             result.status,
             result.metrics,
         )
-        assert own.scale == "quick"
-        assert own.cell == f"quick/burda-table1-mnist-1L-T5/{result.spec.name}"
-        np.testing.assert_allclose(own.arrays["log_p_hat"], result.arrays["log_p_hat"], atol=0.5 * NATS_STEP + 1e-6)
-        np.testing.assert_allclose(own.arrays["samples"], result.arrays["samples"], atol=0.5 / 15 + 1e-6)
+        assert loaded.scale == "quick"
+        assert loaded.cell == f"quick/burda-table1-mnist-1L-T5/{result.spec.name}"
+        np.testing.assert_allclose(loaded.arrays["log_p_hat"], result.arrays["log_p_hat"], atol=0.5 * NATS_STEP + 1e-6)
+        np.testing.assert_allclose(loaded.arrays["samples"], result.arrays["samples"], atol=0.5 / 15 + 1e-6)
 
 
 def result(cohort: str, **changes: Any) -> RunResult:
@@ -73,13 +73,13 @@ def test_the_grid_says_whose_results_count() -> None:
         result("other/first-mnist-1L-T5", name="a"),
     ]
     changed = result(asked.key, name="b", max_steps=7)
-    assert in_grid([*inside, *outside], [asked]) == (inside, [own.cell for own in outside])
+    assert in_grid([*inside, *outside], [asked]) == (inside, [run.cell for run in outside])
     assert in_grid([inside[0], changed], [asked]) == (inside[:1], [changed.cell])
     under_way = replace(changed, planned_steps=20)
     assert in_grid([under_way], [asked]) == ([under_way], [])
     deeper = result(asked.key, name="b", max_steps=40)
     assert in_grid([deeper], [asked]) == ([], [deeper.cell])
-    assert in_grid(inside, []) == ([], [own.cell for own in inside])
+    assert in_grid(inside, []) == ([], [run.cell for run in inside])
 
 
 def test_what_is_left_out_is_named_up_to_a_few() -> None:
@@ -208,7 +208,7 @@ def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_ki
     save_results(tmp_path / "x", [result])
     assert sum(path.stat().st_size for path in (tmp_path / "x").iterdir()) < 150_000
     (back,) = load_results(tmp_path)
-    assert [own.steps for own in back.waypoints] == [own.steps for own in series]
+    assert [waypoint.steps for waypoint in back.waypoints] == [waypoint.steps for waypoint in series]
     np.testing.assert_allclose(back.waypoints[0].arrays["log_p_hat"], series[0].arrays["log_p_hat"], atol=1e-3)
     np.testing.assert_allclose(back.arrays["log_p_hat"], arrays["log_p_hat"], atol=1e-3)
     np.testing.assert_allclose(back.arrays["iwae_64"], arrays["iwae_64"], atol=1e-3)

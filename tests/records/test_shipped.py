@@ -79,14 +79,14 @@ def check(images: int = 50) -> shipped.Check:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize(("asked", "images"), [(1, 1), (20, 20), (21, 21), (50, 50), (1000, 50)])
 def test_the_committed_numbers_come_out_again(asked: int, images: int) -> None:
-    found = check(asked)
-    assert (found.images, found.total) == (images, 50)
+    comparison = check(asked)
+    assert (comparison.images, comparison.total) == (images, 50)
     # Committed values are rounded, and rounding is all that is beyond the 1e-4 of another order of sums.
-    assert found.largest < 0.5 * NATS_STEP + 1e-4
-    assert found.difference == pytest.approx(0, abs=0.5 * NATS_STEP / np.sqrt(found.images) + 1e-4)
-    assert found.agrees
+    assert comparison.largest < 0.5 * NATS_STEP + 1e-4
+    assert comparison.difference == pytest.approx(0, abs=0.5 * NATS_STEP / np.sqrt(comparison.images) + 1e-4)
+    assert comparison.agrees
     if images == 50:
-        assert found.nll == pytest.approx(result().metrics["nll"], abs=1e-4)
+        assert comparison.nll == pytest.approx(result().metrics["nll"], abs=1e-4)
 
 
 def tampered(path: Path, change: float) -> None:
@@ -114,22 +114,22 @@ def test_tampered_weights_with_a_sum_to_match_do_not_agree(here: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_other_committed_values_do_not_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = result()
-    values = own.arrays["log_p_hat"].copy()
+    committed = result()
+    values = committed.arrays["log_p_hat"].copy()
     values[3] += 0.05
-    changed = replace(own, arrays={**own.arrays, "log_p_hat": values})
+    changed = replace(committed, arrays={**committed.arrays, "log_p_hat": values})
     data = load_dataset(Path("data/binarized/mnist"))
-    assert not check_nll(changed, shipped_weights(own, HERE), data, 50, CPU).agrees
+    assert not check_nll(changed, shipped_weights(committed, HERE), data, 50, CPU).agrees
 
 
 @pytest.mark.usefixtures("here")
 def test_an_evaluation_on_another_device_is_held_to_the_same_numbers() -> None:
-    own = result()
+    committed = result()
     data = load_dataset(Path("data/binarized/mnist"))
-    elsewhere = replace(own, evaluation={**own.evaluation, "device": "NVIDIA H200"})
-    assert check_nll(elsewhere, shipped_weights(own, HERE), data, 50, CPU).agrees
-    other_noise = replace(own, evaluation={**own.evaluation, "seed": 7})
-    assert not check_nll(other_noise, shipped_weights(own, HERE), data, 50, CPU).agrees
+    elsewhere = replace(committed, evaluation={**committed.evaluation, "device": "NVIDIA H200"})
+    assert check_nll(elsewhere, shipped_weights(committed, HERE), data, 50, CPU).agrees
+    other_noise = replace(committed, evaluation={**committed.evaluation, "seed": 7})
+    assert not check_nll(other_noise, shipped_weights(committed, HERE), data, 50, CPU).agrees
 
 
 def test_other_data_is_refused(here: Path) -> None:
@@ -176,11 +176,11 @@ def test_a_damaged_index_is_named_and_nothing_shipped_is_lost(text: str | None) 
     sound = index.read_text()
     index.write_text(sound.replace("safetensors", "safetensor5", 1) if text is None else text)
     weights = sorted(index.parent.rglob("*.safetensors"))
-    own = result()
+    committed = result()
     for read in (
         lambda: shipped_cells(HERE),
-        lambda: shipped_weights(own, HERE),
-        lambda: ship([own], "tiny", STORE, HERE),
+        lambda: shipped_weights(committed, HERE),
+        lambda: ship([committed], "tiny", STORE, HERE),
     ):
         with pytest.raises(
             UserError, match=r"index\.json: .*; `git checkout reports/tiny/weights/index\.json`"

@@ -81,8 +81,8 @@ def jobs_of(*runs: Any, data: str = "data", store: Path, under: Path, device: st
 def source_run(runs: Path, status: str, steps: int = 20) -> Path:
     key, _, name = SOURCE.rpartition("/")
     folder = training_folder(runs, key) / name
-    own = digest(FIRST.runs[0], "data")
-    content = {"spec": {}, "digest": own, "steps": steps, "status": status, "training": {}, "files": {}}
+    run_digest = digest(FIRST.runs[0], "data")
+    content = {"spec": {}, "digest": run_digest, "steps": steps, "status": status, "training": {}, "files": {}}
     write_sealed_json(folder / RUN_JSON, content)
     return folder
 
@@ -148,8 +148,8 @@ def test_copying_replaces_what_was_there(tmp_path: Path) -> None:
     # The run at its depth, and the weights at the end of its first stage.
     earlier = waypoint_name(10)
     files = (RUN_JSON, WEIGHTS, OPTIMIZER, HISTORY, f"{earlier}/{RUN_JSON}", f"{earlier}/{WEIGHTS}")
-    found = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
-    assert found == {f"{run}/{name}" for run in "ab" for name in files}
+    paths = {str(path.relative_to(target)) for path in target.rglob("*") if path.is_file()}
+    assert paths == {f"{run}/{name}" for run in "ab" for name in files}
     assert float(read_weights(target / "b" / WEIGHTS, (50,), "digest-b")[0]) == 20
     assert float(read_weights(target / "b" / earlier / WEIGHTS, (50,), "digest-b")[0]) == 10
     # Copied: DVC moves and deletes its outputs.
@@ -207,12 +207,12 @@ def test_what_is_damaged_is_not_copied(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     with pytest.raises(UserError, match=re.escape(f"{path}: damaged")):
         copy_finished(jobs, tmp_path / "training")
-    assert [own.name for own in (tmp_path / "training").iterdir()] == ["a"]
+    assert [folder.name for folder in (tmp_path / "training").iterdir()] == ["a"]
 
 
 def test_what_is_asked_for_is_taken_where_it_is_there_else_what_the_device_computes(tmp_path: Path) -> None:
     run = make_run(precision="tf32")
-    computed, asked = (jobs_of(own, store=tmp_path, under=tmp_path, device="cuda")[0] for own in (make_run(), run))
+    computed, asked = (jobs_of(spec, store=tmp_path, under=tmp_path, device="cuda")[0] for spec in (make_run(), run))
     assert computed.digest != asked.digest
 
     def on_a_cpu() -> Job:
@@ -243,7 +243,7 @@ def test_depths_of_one_trajectory_are_known_to_all_its_runs(tmp_path: Path) -> N
         )
         for scale, run in runs.items()
     }
-    digests = {stored_jobs(own, cohorts | second, "data", tmp_path, "cpu")[0].digest for own in second.values()}
+    digests = {stored_jobs(cohort, cohorts | second, "data", tmp_path, "cpu")[0].digest for cohort in second.values()}
     assert len(digests) == 3
 
 

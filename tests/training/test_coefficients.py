@@ -69,7 +69,7 @@ def test_an_estimator_that_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setitem(objectives.OBJECTIVES, "new", Objective(halves, miwae_bound, "here"))
     coefficients.cache_clear()
-    found = coefficients("new", None, 3, 5)
+    result = coefficients("new", None, 3, 5)
     coefficients.cache_clear()
-    assert found is not None
-    assert (found.theta, found.score, found.bound) == ((0.5, 0.5, 0.0, 0.0), (0.0,) * 4, (0.0, 1.0, 0.0))
+    assert result is not None
+    assert (result.theta, result.score, result.bound) == ((0.5, 0.5, 0.0, 0.0), (0.0,) * 4, (0.0, 1.0, 0.0))

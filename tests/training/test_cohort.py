@@ -33,8 +33,8 @@ def data(grey_images: NDArray[np.uint8], tmp_path_factory: pytest.TempPathFactor
 
 
 def job_for(run: RunSpec, store: Path, continues: Path | None = None) -> Job:
-    own = digest(run, "data")
-    return Job(run, own, store / own, continues)
+    run_digest = digest(run, "data")
+    return Job(run, run_digest, store / run_digest, continues)
 
 
 def cohort_of(*runs: RunSpec, scale: str = "tiny") -> CohortSpec:

@@ -92,8 +92,8 @@ def plain_gradient(run: RunSpec, state: RunState, images: Tensor) -> tuple[Tenso
     return torch.cat([piece.flatten() for piece in gradient.pieces(run.latent)]), terms[0]
 
 
-def apart(found: Tensor, expected: Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+def apart(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).norm() / expected.norm())
 
 
 def estimator_cases() -> list[Any]:
@@ -122,8 +122,8 @@ def test_gradients(
     at = 0
     for layer in network(latent):
         count = (layer.inputs + 1) * layer.outputs
-        own = slice(at, at + count)
-        assert apart(ours[own], expected[own]) < 3e-5, layer.name
+        span = slice(at, at + count)
+        assert apart(ours[span], expected[span]) < 3e-5, layer.name
         at += count
     torch.testing.assert_close(sums[:4], terms[:4], rtol=1e-6, atol=0)
 
@@ -232,8 +232,8 @@ def test_three_updates_from_one_state(protocol: Any, images: Tensor) -> None:
     """Before rounding has parted the two: what is left is that of a gradient, and of the weights themselves."""
     run = make_run("iwae", 1, 4, latent=TWO, protocol=protocol, train_images=200, max_steps=None)
     state = trained(run, images, 30)
-    own = replace(state, flat=state.flat.clone(), m=state.m.clone(), v=state.v.clone())
-    ours, plain = CompiledStack([run], [own], images), plain_stack(run, state, images)
+    copied = replace(state, flat=state.flat.clone(), m=state.m.clone(), v=state.v.clone())
+    ours, plain = CompiledStack([run], [copied], images), plain_stack(run, state, images)
     before = plain.buffers.flat.clone()
     ours.advance(3)
     plain.advance(3)

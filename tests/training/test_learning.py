@@ -47,8 +47,8 @@ def test_pixel_means_are_worth_about_204_nats(mnist: torch.Tensor) -> None:
 def test_bound_beats_pixel_means(objective: str, layers: int, mnist: torch.Tensor, tmp_path: Path) -> None:
     latent = (50,) if layers == 1 else (100, 50)
     run = make_run(objective, *SPLITS[objective], latent=latent, train_images=59_600, max_steps=1000)
-    own = digest(run, "mnist")
-    job = Job(run, own, tmp_path / own, None)
+    run_digest = digest(run, "mnist")
+    job = Job(run, run_digest, tmp_path / run_digest, None)
     train([job], mnist, {}, lambda _: None, lambda: False, 1e9)
     rows = np.loadtxt(job.finished / HISTORY, delimiter=",", skiprows=1)
     table = {name: rows[:, i] for i, name in enumerate(HISTORY_COLUMNS)}

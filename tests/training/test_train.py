@@ -42,8 +42,8 @@ from tests.conftest import make_run, material_of
 
 
 def job_for(run: RunSpec, store: Path, continues: Path | None = None) -> Job:
-    own = digest(run, "data")
-    return Job(run, own, store / own, continues)
+    run_digest = digest(run, "data")
+    return Job(run, run_digest, store / run_digest, continues)
 
 
 def run_all(jobs: list[Job], images: NDArray[np.uint8], stop: Callable[[], bool] = lambda: False) -> list[Progress]:
@@ -215,10 +215,10 @@ def test_a_damaged_checkpoint_is_set_aside_and_training_goes_on_from_what_is_sou
         for seed, name in ((0, "unbroken"), (0, "broken"), (1, "broken"))
     )
     run_all([unbroken], grey_images)
-    for own in (job, other):
+    for begun in (job, other):
         asked = itertools.count()
         with pytest.raises(Interrupted):
-            run_all([own], grey_images, lambda asked=asked: next(asked) == 15)  # type: ignore[misc]
+            run_all([begun], grey_images, lambda asked=asked: next(asked) == 15)  # type: ignore[misc]
     path = job.folder / CHECKPOINT
     content = bytearray(path.read_bytes())
     if damage == "another run's":
@@ -266,7 +266,7 @@ def test_deeper_goes_on_from_shallower_bit_for_bit(grey_images: NDArray[np.uint8
     assert stored_waypoints(job.folder) == [90, 60, 40, 25, 10]
     for steps in (10, 40, 90):
         for name in (WEIGHTS, OPTIMIZER):
-            ours, theirs = (load_file(own.waypoint(steps) / name) for own in (job, whole))
+            ours, theirs = (load_file(each.waypoint(steps) / name) for each in (job, whole))
             assert all(torch.equal(ours[key], theirs[key]) for key in theirs), (steps, name)
     assert np.array_equal(history(job), history(whole))
 

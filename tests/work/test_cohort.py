@@ -31,13 +31,14 @@ def finish(folder: Path, digest: str = "") -> None:
 
 
 def test_the_whole_counts_the_scales_runs_and_what_is_left_of_them(tmp_path: Path) -> None:
-    own, begun, untouched, foreign = cohort("own"), cohort("begun"), cohort("untouched"), cohort("own", "paper")
+    current, begun, untouched = (cohort(name) for name in ("current", "begun", "untouched"))
+    foreign = cohort("current", "paper")
     runs = tmp_path / "runs"
     finish(runs / "quick/begun/training" / begun.runs[0].name)
-    finish(runs / "paper/own/training" / foreign.runs[0].name)
-    jobs = [Job(run, run.name, tmp_path / "store" / run.name, None) for run in own.runs]
+    finish(runs / "paper/current/training" / foreign.runs[0].name)
+    jobs = [Job(run, run.name, tmp_path / "store" / run.name, None) for run in current.runs]
     finish(jobs[1].finished, jobs[1].digest)
-    whole = whole_scale(jobs, own, [own, begun, untouched, foreign], runs)
+    whole = whole_scale(jobs, current, [current, begun, untouched, foreign], runs)
     assert (whole.name, whole.runs, whole.done) == ("quick", 6, 2)
     left = [begun.runs[1], *untouched.runs]
     assert whole.effort_after == pytest.approx(sum(relative_cost(run) for run in left))

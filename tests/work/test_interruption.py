@@ -68,8 +68,8 @@ def trainer_pid(folder: Path) -> int:
 
 
 def children(pid: int) -> list[int]:
-    found = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False)
-    return [int(number) for number in found.stdout.split()]
+    listing = subprocess.run(["ps", "--ppid", str(pid), "-o", "pid="], capture_output=True, text=True, check=False)
+    return [int(number) for number in listing.stdout.split()]
 
 
 def steps_done(folder: Path) -> dict[str, int]:

@@ -89,7 +89,7 @@ def test_one_worker_keeps_the_order() -> None:
 def test_messages_of_an_item_arrive_in_order() -> None:
     seen = collect(twice, list(range(6)), 2)
     for index in range(6):
-        assert [message for own, message in seen if own == index] == [(index, "first"), (index, "second")]
+        assert [message for item, message in seen if item == index] == [(index, "first"), (index, "second")]
 
 
 def test_no_items() -> None:
