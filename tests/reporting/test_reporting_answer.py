@@ -106,7 +106,7 @@ def test_more_samples_are_answered_for_each_objective_alone(make: Make) -> None:
     runs = burda(make, "paper")
     iwae_alone = [run for run in runs if (run.spec.objective, run.spec.T) != ("vae", 50)]
     assert cards(report(runs, "paper"))[1].answer == "Yes, so far"
-    assert cards(report(iwae_alone, "paper"))[1].answer == "Help IWAE: yes, so far; hardly help VAE: not run"
+    assert cards(report(iwae_alone, "paper"))[1].answer == "For IWAE: yes, so far; hardly for VAE: not run"
 
 
 def test_the_best_m() -> None:

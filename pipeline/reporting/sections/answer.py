@@ -207,7 +207,7 @@ def samples(report: Report) -> Card:
     )
     return Card(
         "Do more samples help?",
-        iwae if iwae == vae else f"Help IWAE: {iwae.lower()}; hardly help VAE: {vae.lower()}",
+        iwae if iwae == vae else f"For IWAE: {iwae.lower()}; hardly for VAE: {vae.lower()}",
         f"Gain {sentence}",
         Strip(tuple(rows), "gain in log p̂ from k = 1 to 50, nats"),
         *chip(report, claims),
