@@ -49,10 +49,15 @@ HISTORY, STEPS, SECONDS = "history/", "history/step", "history/seconds"
 GREY_LEVELS = 15
 """Above white, of which samples are kept in so many."""
 LOG_P, BOUND = "log_p_hat", "iwae_64"
-NATS_STEP = 2.0**-10
-"""What these arrays, in nats per image, are rounded to: far less than the Monte Carlo error of an image."""
-HALF = ("ess_64", "spread/unit_log_q_sd")
-"""Arrays of which half precision is enough."""
+NATS_UNIT = 2.0**-10
+"""What these arrays, in nats per image, are counted in."""
+NATS_STEP = 2 * NATS_UNIT
+"""What they are rounded to: far less than the Monte Carlo error of an image."""
+COARSE = ("ess_64", "bound_gaps", "spread/log_q_sd", "spread/decoded_sd", "spread/unit_log_q_sd")
+"""Arrays of which eight significant bits are enough, in half precision: 0.4 % of a value, which images differ by much
+more than."""
+COARSE_STEP = 8
+"""Half precision has eleven significant bits; the last three of them are rounded away."""
 VARYING = ("wall_s", "device", "torch", "git_revision", "command")
 """Of how a run was evaluated, what differs from time to time."""
 WAYPOINT_ARRAYS = ("log_p_hat", "unit_variance_1", "unit_variance_2")
@@ -276,7 +281,7 @@ def _varying(evaluation: EvaluationFacts) -> dict[str, Any]:
 
 def _packed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Arrays in the room that they are worth: the paper scale's results of a run take 150 kB at most."""
-    packed = {name: array.astype(np.float16) if name in HALF else array for name, array in arrays.items()}
+    packed = {name: _coarse(array) if name in COARSE else array for name, array in arrays.items()}
     for name in packed:
         if name.startswith(HISTORY) and name != STEPS:
             packed[name] = packed[name].astype(np.float32)
@@ -289,6 +294,14 @@ def _packed(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
             # Their difference is known to fewer digits.
             packed[BOUND] = _planes(_values(planes) - arrays[BOUND])
     return packed
+
+
+def _coarse(values: NDArray[Any]) -> NDArray[np.float16]:
+    """Values in half precision, rounded to eight significant bits; what is not finite stays as it is."""
+    half = values.astype(np.float16)
+    bits = half.view(np.uint16)
+    rounded = ((bits + COARSE_STEP // 2) // COARSE_STEP * COARSE_STEP).astype(np.uint16).view(np.float16)
+    return np.where(np.isfinite(rounded), rounded, half)
 
 
 def _fits(nats: NDArray[Any]) -> bool:
@@ -308,15 +321,17 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _planes(nats: NDArray[Any]) -> NDArray[np.uint8]:
-    """Nats [n] in steps of `NATS_STEP`, as the four bytes of an integer, [4, n]: byte by byte they compress best."""
-    steps = np.rint(np.asarray(nats, dtype=np.float64) / NATS_STEP).astype("<i4")
-    return np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 4).T)
+    """Nats [n], rounded to `NATS_STEP`, as the four bytes of a count of units, [4, n]: byte by byte they compress
+    best."""
+    steps = np.rint(np.asarray(nats, dtype=np.float64) / NATS_STEP)
+    units = (steps * (NATS_STEP / NATS_UNIT)).astype("<i4")
+    return np.ascontiguousarray(units.view(np.uint8).reshape(-1, 4).T)
 
 
 def _values(planes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The inverse of `_planes`, to a step."""
-    steps = np.ascontiguousarray(planes.T).view("<i4").reshape(-1)
-    return (steps * NATS_STEP).astype(np.float32)
+    units = np.ascontiguousarray(planes.T).view("<i4").reshape(-1)
+    return (units * NATS_UNIT).astype(np.float32)
 
 
 def load_results(root: Path) -> list[RunResult]:

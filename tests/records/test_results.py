@@ -13,6 +13,7 @@ from pipeline.experiments.schedule import history_steps, stage_ends
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import read_json, write_json
 from pipeline.records.results import (
+    COARSE,
     NATS_STEP,
     RunResult,
     Waypoint,
@@ -175,7 +176,8 @@ def test_provenance_without_a_sum_is_taken_and_stays_as_it_is(tmp_path: Path) ->
 
 
 def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_kilobytes(tmp_path: Path) -> None:
-    """MNIST has most test images, and labels; noise compresses worse than what is measured."""
+    """MNIST has most test images, and labels, and two layers most units; noise compresses worse than what is
+    measured."""
     rng = np.random.default_rng(0)
 
     def nats(count: int) -> NDArray[np.float32]:
@@ -184,22 +186,23 @@ def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_ki
     spec = make_run(train_images=59_600, max_steps=None)
     points = len(history_steps(spec))
     log_p_hat = nats(10_000)
+    units = {f"unit_variance_{layer}": rng.random(count).astype(np.float32) for layer, count in ((1, 100), (2, 50))}
     arrays: dict[str, NDArray[Any]] = {
         "log_p_hat": log_p_hat,
         "iwae_64": log_p_hat - rng.gamma(2, 0.6, 10_000).astype(np.float32),
         "ess_64": rng.random(10_000).astype(np.float32),
         "bound_gaps": rng.random((100, 14)).astype(np.float16),
         "relative_variance": rng.random(100).astype(np.float32),
-        "unit_variance_1": rng.random(50).astype(np.float32),
+        **units,
         "samples": rng.random((100, 784)) * (rng.random((100, 784)) < 0.3),
         "spread/log_q_sd": nats(1_000),
         "spread/decoded_sd": nats(1_000),
-        "spread/unit_log_q_sd": rng.random((100, 50)).astype(np.float32),
+        "spread/unit_log_q_sd": rng.random((100, 100)).astype(np.float32),
         "digits/decoded": rng.integers(0, 10, (1_000, 20)).astype(np.uint8),
         **{f"history/{name}": np.cumsum(rng.random(points)) for name in HISTORY_COLUMNS},
     }
     series = tuple(
-        Waypoint(steps, steps / 2_980, "finished", {"seed": 1}, {"nll": 1.0}, {"log_p_hat": nats(1_000)})
+        Waypoint(steps, steps / 2_980, "finished", {"seed": 1}, {"nll": 1.0}, {"log_p_hat": nats(1_000), **units})
         for steps in stage_ends(spec)[:-1]
     )
     result = RunResult(
@@ -212,7 +215,19 @@ def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_ki
     np.testing.assert_allclose(back.waypoints[0].arrays["log_p_hat"], series[0].arrays["log_p_hat"], atol=1e-3)
     np.testing.assert_allclose(back.arrays["log_p_hat"], arrays["log_p_hat"], atol=1e-3)
     np.testing.assert_allclose(back.arrays["iwae_64"], arrays["iwae_64"], atol=1e-3)
+    for name in COARSE:
+        np.testing.assert_allclose(back.arrays[name], arrays[name], rtol=2**-8 + 2**-11)
     assert back.arrays["history/seconds"].shape == (points,)
+
+
+@pytest.mark.parametrize("value", [0.0, 65504.0, -65504.0, np.inf, -np.inf, np.nan])
+def test_a_coarse_value_is_finite_when_it_was(value: float, tmp_path: Path) -> None:
+    result = RunResult(
+        "quick/x", "x", make_run(), "d", "finished", {}, {"digest": "y"}, {}, {"ess_64": np.full(2, value)}
+    )
+    save_results(tmp_path / "x", [result])
+    (back,) = load_results(tmp_path)
+    assert ("ess_64" in back.arrays) == bool(np.isfinite(value))
 
 
 def test_values_that_steps_cannot_count_are_kept_as_they_are(tmp_path: Path) -> None:
