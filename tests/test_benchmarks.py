@@ -7,6 +7,8 @@ import json
 import math
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -150,15 +152,24 @@ def test_operations_are_counted_by_layer() -> None:
     assert step_flops(CASES["k5-2L"]) == 2 * 20 * (2 * q1[0] + 3 * q1[1] + 3 * 5 * (above + below))
 
 
-def count_ticks(tick: Tick) -> None:
-    while True:
-        tick(1)
+def by_a_clock_of_its_own(set_clock: Callable[[str, Callable[[], float]], None]) -> Work:
+    """Work of 1024 units a second of processor time, which takes four times as long by the clock: both are moved by
+    the work alone. `set_clock(name, function)` puts a clock into the module `time`."""
+    passed = [0.0]
+    set_clock("process_time", lambda: passed[0])
+    set_clock("perf_counter", lambda: 4 * passed[0])
+
+    def work(tick: Tick) -> None:
+        while True:
+            tick(1)
+            passed[0] += 2.0**-10
+
+    return work
 
 
-def test_a_rate_is_work_by_time() -> None:
-    rate = rate_here(count_ticks, 0.05)
-    assert rate.wall > 1000
-    assert rate.cpu > 1000
+def test_a_rate_is_work_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    work = by_a_clock_of_its_own(lambda name, clock: monkeypatch.setattr(time, name, clock))
+    assert rate_here(work, 0.05) == Rate(cpu=1024.0, wall=256.0)
 
 
 def test_the_clock_counts_what_comes_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,20 +198,21 @@ def counting(case: Any) -> Work:
     if case == 2:
         sys.exit(3)
     print("a library talks")
-    return count_ticks
+    return by_a_clock_of_its_own(lambda name, clock: setattr(time, name, clock))
 
 
 def test_contestants_measure_fail_and_end_in_processes_of_their_own(capfd: pytest.CaptureFixture[str]) -> None:
     """Every case is independent of how another one went; what is declined is no fault, whose traceback is shown."""
     contestants = Contestants(f"{Path(__file__)}:counting", {"PYTHONPATH": str(ROOT)}, processes=2)
+    both = Rate(cpu=1024.0, wall=2 * 256.0)
     try:
-        assert contestants.rate(0, 0.02).wall > 2000
+        assert contestants.rate(0, 0.02) == both
         with pytest.raises(Failed, match=r"^ValueError: no such thing$"):
             contestants.rate(1, 0.02)
-        assert contestants.rate(0, 0.02).wall > 1000
+        assert contestants.rate(0, 0.02) == both
         with pytest.raises(Failed, match="ended with code 3"):
             contestants.rate(2, 0.02)
-        assert contestants.rate(0, 0.02).wall > 1000
+        assert contestants.rate(0, 0.02) == both
         with pytest.raises(Failed, match=r"^not my trade$"):
             contestants.rate(3, 0.02)
     finally:
