@@ -33,6 +33,7 @@ from pipeline.records.run_folder import (
     RUN_JSON,
     WEIGHTS,
     Job,
+    is_thinned,
     is_whole,
     read_history_rows,
     read_run,
@@ -94,17 +95,26 @@ def earlier_waypoints(last: Finished, store: Path) -> list[Finished]:
     waypoints = []
     for steps in stage_ends(last.spec):
         folder = waypoint_beside(last.folder, steps)
-        if steps < last.spec.total_steps and is_whole(folder, last.content["digest"], (RUN_JSON, WEIGHTS)):
-            waypoints.append(finished_run(folder, last.spec, store, last.evaluation.earlier, last.content["digest"]))
-    return waypoints
+        if steps < last.spec.total_steps:
+            digest = last.content["digest"]
+            waypoints.append(_known(folder, last.spec, store, last.evaluation.earlier, digest, (RUN_JSON, WEIGHTS)))
+    return [waypoint for waypoint in waypoints if waypoint is not None]
+
+
+def _known(
+    folder: Path, run: RunSpec, store: Path, spec: EvaluationSpec, digest: str, names: Sequence[str] = ()
+) -> Finished | None:
+    """The waypoint at `folder`; None where it can neither be evaluated nor was. `names`: files that it must have."""
+    if is_whole(folder, digest, names):
+        return finished_run(folder, run, store, spec, digest)
+    if is_thinned(folder, digest) and (waypoint := finished_run(folder, run, store, spec, digest)).is_evaluated:
+        return waypoint
+    return None
 
 
 def waypoint_run(job: Job, run: RunSpec, steps: int, store: Path, spec: EvaluationSpec | None) -> Finished | None:
     """A run's waypoint in the store; None where it is not there or not to be evaluated. `run`: as its cohort has it."""
-    folder = job.waypoint(steps)
-    if spec is None or not is_whole(folder, job.digest):
-        return None
-    return finished_run(folder, run, store, spec, job.digest)
+    return None if spec is None else _known(job.waypoint(steps), run, store, spec, job.digest)
 
 
 def evaluation_at(spec: EvaluationSpec, run: RunSpec, steps: int) -> EvaluationSpec | None:

@@ -74,6 +74,12 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     for name, text in (("pack", "put runs and checkpoints into a file"), ("unpack", "take them from a file")):
         carrying = commands.add_parser(name, parents=[shared], help=text)
         carrying.add_argument("file", type=Path)
+        if name == "pack":
+            carrying.add_argument(
+                "--light",
+                action="store_true",
+                help="leave out the weights of evaluated waypoints on the way: all that begun runs need to go on",
+            )
     arguments = parser.parse_args(words)
     if arguments.workers is not None and arguments.workers < 1:
         parser.error("--workers must be at least 1")
@@ -135,7 +141,8 @@ def main(words: Sequence[str] | None = None) -> int:
         paths=paths,
     )
     if arguments.command == "pack":
-        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths))
+        light = project.evaluations if arguments.light else None
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths, light))
         return 0
     if arguments.command == "unpack":
         print(unpack(arguments.file, project.store))

@@ -6,6 +6,9 @@
     <run digest>/evaluation-<digest>.json, .npz
     pace/...                          speeds measured on the machine
 
+A light one has only run.json and the curve of waypoints that a deeper state follows and that need no evaluation any
+more: all that a run needs to go on, in an eighth of the room.
+
 Nothing is taken from a file before it was verified, and nothing that the store already has is replaced by less.
 """
 
@@ -18,22 +21,27 @@ import json
 import tarfile
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from contextlib import ExitStack, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
-from pipeline.experiments.spec import CohortSpec, RunSpec, digest
+from pipeline.evaluation.cohort import evaluation_at, waypoint_run
+from pipeline.experiments.spec import CohortSpec, EvaluationSpec, RunSpec, digest
 from pipeline.files import ASIDE, MALFORMED, atomic_path, content_of, disk_error, owner, remove, set_aside, sweep
 from pipeline.paths import Paths
 from pipeline.records.provenance import code_revision
 from pipeline.records.run_folder import (
     CHECKPOINT,
+    OPTIMIZER,
     PART,
     WAYPOINT,
+    WEIGHTS,
+    Job,
     checkpoint_step,
+    is_thinned,
     is_whole,
     load_checkpoint,
     read_run,
@@ -50,15 +58,25 @@ TRIES, TRY_SECONDS = 100, 0.05
 
 
 def pack(
-    target: Path, chosen: Sequence[CohortSpec], cohorts: Mapping[str, CohortSpec], store: Path, paths: Paths
+    target: Path,
+    chosen: Sequence[CohortSpec],
+    cohorts: Mapping[str, CohortSpec],
+    store: Path,
+    paths: Paths,
+    light: Mapping[str, EvaluationSpec] | None = None,
 ) -> str:
     """Write what the store holds of the chosen cohorts into `target`; returns a sentence that says what it was.
+
+    `light`: by cohort, how its runs are evaluated; states of waypoints that were evaluated so, and that a deeper state
+    follows, are then left out.
 
     Raises: UserError when there is nothing, or another process still works on one of the cohorts.
     """
     marks = depths(cohorts)
     with ExitStack() as locks:
         jobs: dict[str, dict[str, Any]] = {}
+        passed: set[Path] = set()
+        ends: set[Path] = set()
         for cohort in chosen:
             if not paths.binarized(cohort.dataset).exists():
                 continue
@@ -66,14 +84,46 @@ def pack(
             if carried:
                 locks.enter_context(cohort_lock(store, cohort.key, BUSY_SECONDS))
             jobs |= carried
+            if light is not None:
+                behind, last = passed_states(cohort, cohorts, light[cohort.key], store, marks, paths)
+                passed |= behind
+                ends |= last
         if not jobs:
             raise UserError(f"{store}: holds no run or checkpoint of the chosen cohorts; nothing to pack")
         with atomic_path(target) as temporary, temporary.open("wb") as stream:
-            write_archive(stream, jobs, store, code_revision(paths.root))
+            without = {folder / name for folder in passed - ends for name in (WEIGHTS, OPTIMIZER)}
+            write_archive(stream, jobs, store, code_revision(paths.root), without)
     finished = sum(_is_finished(store / run_digest, job) for run_digest, job in jobs.items())
     return (
         f"{target}: {finished} finished runs, {len(jobs) - finished} begun ones, {target.stat().st_size / 1e6:.1f} MB"
     )
+
+
+def passed_states(
+    cohort: CohortSpec,
+    cohorts: Mapping[str, CohortSpec],
+    spec: EvaluationSpec,
+    store: Path,
+    marks: Marks,
+    paths: Paths,
+) -> tuple[set[Path], set[Path]]:
+    """The waypoints of a cohort's runs whose states nothing of it needs any more, since a deeper state follows and what
+    `spec` wants measured was measured; and those at the runs' depths."""
+    data_digest = load_dataset(paths.binarized(cohort.dataset)).digest
+    jobs = stored_jobs(cohort, cohorts, data_digest, store, "cpu", marks)
+
+    def is_measured(job: Job, run: RunSpec, steps: int) -> bool:
+        asked = evaluation_at(spec, run, steps)
+        waypoint = waypoint_run(job, run, steps, store, asked)
+        return asked is None or (waypoint is not None and waypoint.is_evaluated)
+
+    passed = {
+        job.waypoint(steps)
+        for job, run in zip(jobs, cohort.runs, strict=True)
+        for steps in job.waypoints
+        if steps < job.steps_done and is_measured(job, run, steps)
+    }
+    return passed, {job.finished for job in jobs}
 
 
 def _is_finished(folder: Path, job: Mapping[str, Any]) -> bool:
@@ -109,12 +159,12 @@ def write_archive(
     jobs: Mapping[str, dict[str, Any]],
     store: Path,
     revision: str | None,
-    without: Collection[Path] = (),
+    without: Set[Path] = frozenset(),
 ) -> None:
     """Write the files of these jobs (of `carried_jobs`) and all speeds of the store, as `unpack` takes them.
 
-    `revision`: of the code that made them, None where it is not known. `without`: waypoints to be left out, since
-    whoever unpacks it has them.
+    `revision`: of the code that made them, None where it is not known. `without`: waypoints or single files of theirs
+    to be left out, since whoever unpacks it has them or does not need them.
     """
     sums: dict[str, str] = {}
     with tarfile.open(fileobj=stream, mode="w") as archive:
@@ -125,7 +175,7 @@ def write_archive(
             archive.addfile(member, io.BytesIO(content))
 
         contents = [
-            {path: content for path, content in run_files(store / run).items() if path.parent not in without}.items()
+            {path: text for path, text in run_files(store / run).items() if not {path, path.parent} & without}.items()
             for run in jobs
         ]
         contents.append({path: path.read_bytes() for path in sorted((store / PACE).glob("*.json"))}.items())
@@ -256,7 +306,8 @@ def _without_damaged_states(folder: Path, run_digest: str) -> list[str]:
     for path in (*paths, *folder.glob("checkpoint*.safetensors")):
         try:
             if path in paths:
-                verify_waypoint(path, run_digest)
+                if not is_thinned(path, run_digest):
+                    verify_waypoint(path, run_digest)
             else:
                 load_checkpoint(path, run_digest)
         except UserError as error:
@@ -266,7 +317,7 @@ def _without_damaged_states(folder: Path, run_digest: str) -> list[str]:
 
 
 def _is_state(path: Path) -> bool:
-    return path.name.startswith((WAYPOINT, "checkpoint"))
+    return path.name.startswith((WAYPOINT, "checkpoint")) and not is_thinned(path)
 
 
 def _register(arrived: Path, folder: Path, job: Mapping[str, Any]) -> str:
@@ -280,12 +331,15 @@ def _register(arrived: Path, folder: Path, job: Mapping[str, Any]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     new = False
     for steps in reversed(stored_waypoints(arrived)):
-        target = folder / waypoint_name(steps)
-        if not is_whole(target):
-            if target.exists():
-                set_aside(target, f"{target}: not whole")
-            (arrived / waypoint_name(steps)).rename(target)
-            new = True
+        source, target = arrived / waypoint_name(steps), folder / waypoint_name(steps)
+        if is_whole(target) or (is_thinned(target) and is_thinned(source)):
+            continue
+        if is_thinned(target):
+            remove(target)
+        elif target.exists():
+            set_aside(target, f"{target}: not whole")
+        source.rename(target)
+        new = True
     deepest = max(stored_waypoints(folder), default=0)
     for path in (path for path in arrived.iterdir() if path.is_file()):
         if not path.name.startswith("checkpoint"):

@@ -39,7 +39,7 @@ from pipeline.launch.plan import (
 )
 from pipeline.records.facts import Given, Origin
 from pipeline.records.provenance import LAUNCHER, origin
-from pipeline.records.run_folder import Job, is_whole, read_run
+from pipeline.records.run_folder import Job, is_thinned, is_whole, read_run
 from pipeline.records.status import FINISHED
 from pipeline.training.cohort import relative_cost
 from pipeline.training.train import Progress, run_lock, train
@@ -192,7 +192,11 @@ class _Worker:
         """
         project = self.project
         at = replace(job, spec=replace(job.spec, max_steps=steps))
-        deepest = max((mark for mark in job.waypoints if is_whole(job.waypoint(mark), job.digest)), default=0)
+        folders = {mark: job.waypoint(mark) for mark in job.waypoints}
+        passed = (
+            mark for mark, folder in folders.items() if is_whole(folder, job.digest) or is_thinned(folder, job.digest)
+        )
+        deepest = max(passed, default=0)
         if steps > deepest or (steps == piece.steps and not at.is_finished):
             self.train_to(number, at)
         spec = evaluation_at(project.evaluations[piece.cohort.key], piece.run, steps)

@@ -295,6 +295,21 @@ def is_whole(folder: Path, digest: str | None = None, names: Sequence[str] = ())
     return sizes_agree and (digest is None or content["digest"] == digest)
 
 
+def is_thinned(folder: Path, digest: str | None = None) -> bool:
+    """Whether a waypoint's folder has a sound run.json and neither weights nor an optimizer's state.
+
+    A run that goes on from a deeper state may be carried so (`pipeline.launch.archive`): the waypoint's evaluations
+    hold, and others cannot be made.
+    """
+    if (folder / WEIGHTS).exists() or (folder / OPTIMIZER).exists():
+        return False
+    try:
+        content = read_run(folder)
+    except UserError:
+        return False
+    return digest is None or bool(content["digest"] == digest)
+
+
 def verify_waypoint(folder: Path, digest: str | None = None) -> dict[str, Any]:
     """The content of a waypoint's run.json once every file that it lists has its SHA-256.
 

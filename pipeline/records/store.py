@@ -29,6 +29,7 @@ from pipeline.records.run_folder import (
     Job,
     checkpoint_step,
     forget_provenance,
+    is_thinned,
     is_whole,
     read_run,
     stored_waypoints,
@@ -220,6 +221,8 @@ def copy_finished(jobs: list[Job], target: Path) -> None:
             for steps in stage_ends(job.spec):
                 if steps < job.spec.total_steps and is_whole(job.waypoint(steps), job.digest):
                     _copy(job.waypoint(steps), building / waypoint_name(steps), (RUN_JSON, WEIGHTS))
+                elif steps < job.spec.total_steps and is_thinned(job.waypoint(steps), job.digest):
+                    _copy(job.waypoint(steps), building / waypoint_name(steps), (RUN_JSON,))
         except OSError as error:
             shutil.rmtree(building, ignore_errors=True)
             raise disk_error(target / job.spec.name, "written", error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import shutil
@@ -17,14 +18,28 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from pipeline.data.datasets import load_dataset
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.launch.archive import pack, unpack
 from pipeline.launch.cores import run
 from pipeline.launch.launcher import Project, cut
 from pipeline.launch.plan import DONE
 from pipeline.paths import HERE
 from pipeline.records.results import ARRAYS, METRICS, RUNS, WAYPOINTS, load_results, load_under_way
-from pipeline.records.run_folder import HISTORY, HISTORY_COLUMNS, OPTIMIZER, WEIGHTS, read_run, stored_waypoints
+from pipeline.records.run_folder import (
+    HISTORY,
+    HISTORY_COLUMNS,
+    OPTIMIZER,
+    WEIGHTS,
+    Job,
+    checkpoint_step,
+    is_thinned,
+    read_run,
+    stored_waypoints,
+)
+from pipeline.training.train import train
 from pipeline.work import interruption
+from pipeline.work.interruption import Interrupted
 from pipeline.work.machine import Machine
 from tests.conftest import ROOT, make_images, make_run, write_dataset
 
@@ -133,6 +148,73 @@ def test_waypoints_are_evaluated_as_they_are_reached_and_an_unfinished_run_shows
     assert first.metrics["test_images"] == 8
     assert [(waypoint.steps, waypoint.metrics["test_images"]) for waypoint in first.waypoints] == [(10, 4), (40, 4)]
     assert first.waypoints[0].arrays["log_p_hat"].shape == (4,)
+
+
+def go_on_a_little(job: Job) -> None:
+    """Train from the deepest state until a checkpoint beyond it is there."""
+    data, asked = load_dataset(HERE.binarized("mnist")), itertools.count()
+    with pytest.raises(Interrupted):
+        train(
+            [job],
+            torch.from_numpy(data.train_images),
+            {"data": data.info},
+            lambda _: None,
+            lambda: next(asked) > 2,
+            1e9,
+        )
+
+
+def test_a_light_archive_holds_all_that_a_begun_run_needs_to_go_on() -> None:
+    """The end is that of a run that never moved, with the evaluations of waypoints that did not come along whole."""
+    cohorts, key = grid(overnight=130), f"overnight/{NAME}"
+    begun = project(cohorts, "overnight")
+    interruption.clear()
+    assert run(cut(replace(begun, chosen=begun.chosen[:1]), 4), None) == 0
+    (job,) = begun.jobs(cohorts[key])
+    go_on_a_little(job)
+    checkpoint = checkpoint_step(job.checkpoints[0])
+    assert 40 < checkpoint < 130
+    whole, light = Path("whole.tar"), Path("light.tar")
+    for target, evaluations in ((whole, None), (light, begun.evaluations)):
+        pack(target, begun.chosen, cohorts, begun.store, HERE, evaluations)
+    assert light.stat().st_size < 0.4 * whole.stat().st_size
+    elsewhere = Path("elsewhere")
+    assert "0 finished runs and 1 begun ones" in unpack(light, elsewhere)
+    (moved,) = project(cohorts, "overnight", elsewhere).jobs(cohorts[key])
+    assert [is_thinned(moved.waypoint(steps), moved.digest) for steps in (10, 40)] == [True, True]
+    assert moved.steps_done == checkpoint
+    shutil.rmtree("reports")
+    there = take(cohorts, "overnight", elsewhere)
+    assert stretches(there, key)[-1] == (checkpoint, 130)
+    assert sum(until - start for start, until in stretches(there, key)) == 130
+    # What is whole takes the place of what is not, and not the other way.
+    unpack(whole, elsewhere)
+    assert not is_thinned(moved.waypoint(40))
+    assert "1 were here already" in unpack(light, elsewhere)
+    assert not is_thinned(moved.waypoint(40))
+    results = lasting("overnight")
+    shutil.rmtree("reports")
+    undisturbed = take(cohorts, "overnight", Path("another-store"))
+    assert_same_runs(there, undisturbed)
+    assert lasting("overnight") == results
+
+
+def test_a_waypoint_without_its_state_that_was_not_evaluated_does_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    """The run goes on all the same; its results lack what nobody can measure any more."""
+    cohorts = grid(overnight=130)
+    begun = replace(project(cohorts, "overnight"), chosen=(cohorts[f"overnight/{NAME}"],))
+    interruption.clear()
+    assert run(cut(begun, 4), None) == 0
+    (job,) = begun.jobs(begun.chosen[0])
+    for name in (WEIGHTS, OPTIMIZER):
+        (job.waypoint(10) / name).unlink()
+    for path in job.folder.glob("evaluation-*"):
+        path.unlink()
+    interruption.clear()
+    assert run(begun, None) == 0
+    assert "from update 40 to 130" in capsys.readouterr().out
+    (result,) = load_results(Path("reports/overnight/results"))
+    assert [waypoint.steps for waypoint in result.waypoints] == [40]
 
 
 SCRIPT = """
