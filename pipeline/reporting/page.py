@@ -51,7 +51,7 @@ from pipeline.reporting.sections import (
     sweep,
     waypoints,
 )
-from pipeline.reporting.sections.answer import cards
+from pipeline.reporting.sections.answer import beside_the_paper, cards
 from pipeline.reporting.sections.claims import claims_forest
 from pipeline.reporting.sections.gradients import gradient_claims
 
@@ -291,7 +291,7 @@ def caveat(report: Report) -> str:
         return "The pictures hold the papers' numbers: none of ours is there yet."
     measured = f"Measured with {provenance.measured(report.results)}."
     if report.comparable:
-        return measured
+        return " ".join(part for part in (measured, beside_the_paper(report)) if part)
     if report.judged:
         reached = depth.whole_epochs(max(run.epochs for run in report.results))
         return (

@@ -15,7 +15,7 @@ from pipeline.reporting.evidence.claims import BEATS, FAILS, HOLDS, HOLDS_ASSUME
 from pipeline.reporting.forms.strips import Mark, Strip, in_words, position, to_html
 from pipeline.reporting.page import caveat, command, gathered, progress
 from pipeline.reporting.report import Report
-from pipeline.reporting.sections.answer import best_m, cards, chip, short_answer
+from pipeline.reporting.sections.answer import beside_the_paper, best_m, cards, chip, short_answer
 from tests.reporting.conftest import deepened
 
 Make = Callable[..., RunResult]
@@ -99,6 +99,36 @@ def test_words_for_decisions(make: Make) -> None:
 def test_the_posterior_of_k_5_answers_until_that_of_k_50_is_there(make: Make) -> None:
     first = [run for run in burda(make, "paper") if (run.spec.objective, run.spec.K) != ("iwae", 50)]
     assert cards(report(first, "paper"))[3].sentence.startswith("q of IWAE (k = 5) is 1.0 times as wide as VAE's here")
+
+
+def test_what_5_samples_gain_answers_until_50_were_run(make: Make) -> None:
+    first = [run for run in burda(make, "paper") if run.spec.T != 50]
+    card = cards(report(first, "paper"))[1]
+    assert "from 1 to 5 samples IWAE 1.0 and VAE 0.2 nats here; in the paper IWAE 1.2 and VAE 0.3 nats" in card.sentence
+    assert card.strip.axis == "gain in log p̂ from k = 1 to 5, nats"
+
+
+def test_one_cell_is_not_1_of_1(make: Make) -> None:
+    first = [run for run in burda(make, "paper") if run.spec.T != 50]
+    assert "better by 0.8 nats, in one cell; in the paper" in cards(report(first, "paper"))[0].sentence
+
+
+def test_one_model_alone_compares_no_digits(make: Make) -> None:
+    *_, (_, marks) = cards(report(burda(make, "paper")[:1], "paper"))[3].strip.rows
+    assert marks == ()
+    *_, (_, marks) = cards(report(burda(make, "paper"), "paper"))[3].strip.rows
+    assert len(marks) == 2
+
+
+def test_cells_at_the_full_schedule_stand_beside_the_papers_at_once(make: Make) -> None:
+    """What was reproduced is said before a claim has the two runs that it needs. Quick runs compare with nothing."""
+    runs = [deepened(run, 3280) for run in burda(make, "paper")]
+    assert beside_the_paper(report(runs[:1], "paper")) == "NLL minus the paper's in 1 cell: −0.26 nats (1 cannot say)."
+    said = "NLL minus the paper's in 5 cells: −0.35 to −0.04 nats (5 cannot say)."
+    assert beside_the_paper(report(runs, "paper")) == said
+    assert caveat(report(runs, "paper")).endswith(said)
+    assert beside_the_paper(report(burda(make, "quick"), "quick")) == ""
+    assert "1 worse" in beside_the_paper(report([make("vae", 1, 1, nll=88.5, noise=0.1, scale="paper")], "paper"))
 
 
 def test_more_samples_are_answered_for_each_objective_alone(make: Make) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ from pipeline.reporting.evidence.claims import (
     contrast,
     published_contrast,
 )
+from pipeline.reporting.evidence.verdicts import VERDICTS, compare
+from pipeline.reporting.evidence.verdicts import verdict as judge
 from pipeline.reporting.forms.numbers import number, span
 from pipeline.reporting.forms.strips import Mark, Strip
 from pipeline.reporting.report import Report
@@ -44,7 +47,14 @@ from pipeline.reporting.sections.gradients import DECODER_RATIO, PAPER_ENCODER_S
 
 HERE, PAPER = "here", "paper"
 BURDA = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
+BURDA_SETTINGS = (
+    Setting.burda("vae", 1),
+    *(Setting.burda(objective, k) for objective in ("vae", "iwae") for k in (5, 50)),
+)
+"""The cells of a dataset and depth in Burda's tables; at k = 1 VAE and IWAE are one."""
 IWAE, VAE = Setting("iwae", 1, 64), Setting("vae", 64, 1)
+COMPARED_KS = (50, 5)
+"""Sample counts that are set beside k = 1: the first that was run."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,24 @@ class Card:
 def cards(report: Report) -> list[Card]:
     """The six questions in the order in which one asks them."""
     return [beats(report), samples(report), units(report), posterior(report), interior(report), gradients(report)]
+
+
+def beside_the_paper(report: Report) -> str:
+    """How far the NLLs of Burda's tables are from the printed ones, with the verdicts; empty without such a cell."""
+    differences, said = [], Counter[str]()
+    for (experiment, dataset), layers, setting in itertools.product(BURDA, (1, 2), BURDA_SETTINGS):
+        place = Place(experiment, dataset, layers, setting)
+        cell, printed = find(report.cells, place), published_at(place, "nll")
+        comparison, verdict = compare(cell, "nll", printed), judge(cell, "nll", printed, report.scale)
+        if comparison is not None and verdict in VERDICTS:
+            differences.append(comparison.difference)
+            said[verdict] += 1
+    if not differences:
+        return ""
+    ends = " to ".join(dict.fromkeys(number(value, signed=True) for value in (min(differences), max(differences))))
+    counts = ", ".join(f"{said[verdict]} {verdict}" for verdict in VERDICTS if said[verdict])
+    cells = f"{len(differences)} cell{'s' if len(differences) > 1 else ''}"
+    return f"NLL minus the paper's in {cells}: {ends} nats ({counts})."
 
 
 def of_family(report: Report, *families: str) -> list[ClaimResult]:
@@ -142,7 +170,8 @@ def beats(report: Report) -> Card:
     ours, papers = [effect.value for _, effect in known(claims)], paper_effects(claims)
     if ours:
         better = sum(value > 0 for value in ours)
-        sentence = f"Here IWAE is better by {span(ours)} nats, in {better} of {len(ours)} cells; in the paper by "
+        cells = f"{better} of {len(ours)} cells" if len(ours) > 1 else "one cell" if better else "no cell of one"
+        sentence = f"Here IWAE is better by {span(ours)} nats, in {cells}; in the paper by "
     else:
         sentence = f"In the paper IWAE is better in {len(papers)} of {len(papers)} cells: by "
     return Card(
@@ -163,14 +192,14 @@ class Gain:
     paper: float | None
 
 
-def gains(report: Report, objective: str) -> list[Gain]:
-    """From k = 1 to 50, by dataset and depth."""
+def gains(report: Report, objective: str, k: int) -> list[Gain]:
+    """From 1 to k samples, by dataset and depth."""
     gained = []
     for experiment, dataset in BURDA:
         for layers in (1, 2):
             places = [
                 Place(experiment, dataset, layers, setting)
-                for setting in (Setting.burda(objective, 50), Setting.burda("vae", 1))
+                for setting in (Setting.burda(objective, k), Setting.burda("vae", 1))
             ]
             terms = tuple(Term(w, place, find(report.cells, place)) for w, place in zip((1, -1), places, strict=True))
             paper = published_contrast(terms, "log_p_hat")
@@ -181,13 +210,15 @@ def gains(report: Report, objective: str) -> list[Gain]:
 def samples(report: Report) -> Card:
     help_iwae, hardly_help_vae = of_family(report, SAMPLES_HELP), of_family(report, SAMPLES_HARDLY_HELP)
     claims = help_iwae + hardly_help_vae
+    run = [k for k in COMPARED_KS if any(gain.ours for name in ("iwae", "vae") for gain in gains(report, name, k))]
+    k = next(iter(run), COMPARED_KS[0])
     rows: list[tuple[str, tuple[Mark, ...]]] = []
     said: dict[str, list[str]] = {HERE: [], PAPER: []}
     for objective in ("iwae", "vae"):
-        all_gains = gains(report, objective)
-        run = [gain for gain in all_gains if gain.ours is not None]
-        ours = [gain.ours.value for gain in run if gain.ours is not None]
-        paper = [gain.paper for gain in run or all_gains if gain.paper is not None]
+        all_gains = gains(report, objective, k)
+        known_gains = [gain for gain in all_gains if gain.ours is not None]
+        ours = [gain.ours.value for gain in known_gains if gain.ours is not None]
+        paper = [gain.paper for gain in known_gains or all_gains if gain.paper is not None]
         name = objective_name(objective)
         marks = tuple(Mark(value, objective=objective) for value in ours)
         hollow = tuple(Mark(value, objective=objective, hollow=True) for value in paper)
@@ -198,9 +229,9 @@ def samples(report: Report) -> Card:
     both = {where: " and ".join(parts) for where, parts in said.items()}
     sentence = f"in the paper {both[PAPER]} nats."
     if both[HERE]:
-        sentence = f"from 1 to 50 samples {both[HERE]} nats here; {sentence}"
+        sentence = f"from 1 to {k} samples {both[HERE]} nats here; {sentence}"
     else:
-        sentence = f"from 1 to 50 samples {sentence}"
+        sentence = f"from 1 to {k} samples {sentence}"
     iwae, vae = (
         short_answer(family, [effect.value > 0 for _, effect in known(family)])
         for family in (help_iwae, hardly_help_vae)
@@ -209,7 +240,7 @@ def samples(report: Report) -> Card:
         "Do more samples help?",
         iwae if iwae == vae else f"For IWAE: {iwae.lower()}; hardly for VAE: {vae.lower()}",
         f"Gain {sentence}",
-        Strip(tuple(rows), "gain in log p̂ from k = 1 to 50, nats"),
+        Strip(tuple(rows), f"gain in log p̂ from k = 1 to {k}, nats"),
         *chip(report, claims),
         "density",
     )
@@ -229,8 +260,6 @@ def units(report: Report) -> Card:
     )
 
 
-COMPARED_KS = (50, 5)
-"""Of IWAE, whose q is set beside that of VAE with k = 1: the first that was run."""
 LATENT = {"two-dimensional": "2 units", "burda-table1": "50 units"}
 
 
@@ -251,10 +280,11 @@ def posterior(report: Report) -> Card:
             for setting, one in zip(models(k), changed, strict=True)
             if one is not None
         ]
-        rows.append((label, tuple(marks)))
+        # One model alone compares nothing.
+        rows.append((label, tuple(marks) if len(marks) == len(models(k)) else ()))
         widths += _ratio([value(experiment, setting, "log_q_sd") for setting in models(k)])
         if len(marks) == len(models(k)):
-            shares.append(f"{marks[1].value:.0f} % against {marks[0].value:.0f} %")
+            shares.append(f"{marks[1].value:.1f} % against {marks[0].value:.1f} %")
     claims = of_family(report, WIDER, CHANGES)
     parts = [f"q of IWAE (k = {k}) is {span(widths)} times as wide as VAE's here"] if widths else []
     parts += [f"its decoded samples show another digit in {' and '.join(shares)}"] if shares else []
