@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -31,12 +30,9 @@ from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.files import content_of, write_json
 from pipeline.paths import Paths
 from pipeline.published import Setting
-from pipeline.records.results import load_result
-from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_run, read_weights
-from pipeline.records.shipped import shipped_cells, shipped_weights
-from pipeline.records.status import Status
-from pipeline.records.store import training_folder
+from pipeline.records.run_folder import read_weights
 from pipeline.records.sums import read_sealed, sealed
+from pipeline.records.trained import Trained, trained, trained_run
 from pipeline.reporting.evidence.proposals import EXPERIMENT, IWAE, VAE
 from pipeline.work.console import ProgressMeter
 from pipeline.work.machine import resolve_device
@@ -66,15 +62,6 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen(cohort: str, run: str, paths: Paths) -> tuple[CohortSpec, RunSpec]:
-    """Raises: UserError naming what there is when there is no such cohort or run."""
-    known = load_cohort(paths.cohorts, cohort)
-    for one in known.runs:
-        if one.name == run:
-            return known, one
-    raise UserError(f"{known.key} has no run {run!r}; choose one of {', '.join(one.name for one in known.runs)}")
-
-
 def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     """VAE k = 1 and IWAE k = 50 of Burda's Table 1 at every dataset and depth that a scale has.
 
@@ -96,32 +83,6 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     return pairs
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished run's weights, as it was specified when it was trained."""
-
-    spec: RunSpec
-    digest: str
-    weights: Path
-
-
-def trained(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Trained | None:
-    """From `runs/`, else from the weights that are shipped with the reports; None where it is in neither.
-
-    Raises: UserError when it diverged, or when its files are not what was written.
-    """
-    folder = training_folder(paths.runs, cohort.key) / run.name
-    if (folder / RUN_JSON).exists():
-        content = read_run(folder)
-        if not Status.of(content["status"]).is_finished:
-            raise UserError(f"{cohort.key}/{run.name} {content['status']}; its likelihood means nothing")
-        return Trained(RunSpec.from_json(content["spec"]), content["digest"], folder / WEIGHTS)
-    if f"{cohort.key}/{run.name}" in shipped_cells(paths):
-        result = load_result(paths.cohort_results(cohort.key), run.name)
-        return Trained(result.spec, result.digest, shipped_weights(result, paths))
-    return None
-
-
 def target_of(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Path:
     return paths.cohort_results(cohort.key) / f"ais-{run.name}.json"
 
@@ -141,12 +102,8 @@ def main(paths: Paths) -> None:
     device = resolve_device(params.device)
     keep_freed_memory()
     if asked.run is not None:
-        cohort, run = chosen(asked.cohort, asked.run, paths)
-        model = trained(cohort, run, paths)
-        if model is None:
-            advice = f"run `dvc repro evaluate@{cohort.key}`"
-            raise UserError(f"{cohort.key}/{run.name}: not trained yet, and its weights are not shipped; {advice}")
-        second_opinion_of(model, cohort, asked, params, device, paths)
+        known = load_cohort(paths.cohorts, asked.cohort)
+        second_opinion_of(trained_run(asked.cohort, asked.run, paths), known, asked, params, device, paths)
         return
     how = {"images": asked.images, "transitions": asked.steps, "chains": asked.chains, "seed": asked.seed}
     for cohort, run in pairs_of(asked.cohort, paths):

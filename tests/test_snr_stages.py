@@ -13,7 +13,9 @@ import pytest
 import yaml
 from numpy.typing import NDArray
 
+from pipeline.data.datasets import load_dataset
 from pipeline.errors import UserError
+from pipeline.evaluation.snr import common_batch, one_batch, snr_at
 from pipeline.experiments.cohorts import load_cohort
 from pipeline.experiments.grid import write_cohorts
 from pipeline.experiments.params import load_params
@@ -22,9 +24,10 @@ from pipeline.models.networks import initial_weights
 from pipeline.paths import Paths
 from pipeline.records.run_folder import RUN_JSON, WEIGHTS, read_weights, save_weights
 from pipeline.records.sealed import read_sealed_json, write_sealed_json
+from pipeline.records.trained import named_run, trained, trained_run
 from pipeline.reporting.evidence.toy import load_toy
 from pipeline.reporting.sections.ais import ais_tables
-from stages import ais, toy
+from stages import ais, snr, toy
 from tests.conftest import ROOT, write_dataset
 from tests.experiments.test_params import changed
 
@@ -49,7 +52,8 @@ def project(tmp_path: Path, grey_images: NDArray[np.uint8]) -> Path:
     folder.mkdir(parents=True)
     flat = initial_weights(run.latent, run.protocol, 0, grey_images.mean(0) / 255)
     save_weights(folder / WEIGHTS, run.latent, flat, "d", 0)
-    content = {"spec": run.to_json(), "digest": "d", "steps": 0, "status": "finished", "training": {}, "files": {}}
+    few = replace(run, train_images=len(load_dataset(paths.binarized("mnist")).train_images))
+    content = {"spec": few.to_json(), "digest": "d", "steps": 0, "status": "finished", "training": {}, "files": {}}
     write_sealed_json(folder / RUN_JSON, content)
     return tmp_path
 
@@ -106,7 +110,7 @@ def test_second_opinions_of_a_scale_are_those_of_vae_and_iwae_at_every_dataset_a
 def test_a_second_opinion_is_not_asked_twice(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cohort, run = ais.chosen(COHORT, RUN, Paths(project))
+    cohort, run = named_run(COHORT, RUN, Paths(project))
     pairs = [(cohort, run), (cohort, replace(run, name="vae-M1-K1-s0"))]
     monkeypatch.setattr(ais, "pairs_of", lambda scale, paths: pairs)
     asked = ("small", "--images", "3", "--steps", "4", "--chains", "2")
@@ -132,12 +136,42 @@ def test_second_opinion_refuses_what_it_cannot_check(project: Path, monkeypatch:
         call(monkeypatch, ais, project, COHORT, RUN)
 
 
+def test_every_estimator_is_asked_at_the_same_weights(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line of the table for each of the paper's five, with what the evaluation of a run of its own would say."""
+    call(monkeypatch, snr, project, COHORT, RUN, "--gradients", "16")
+    rows = [re.split(r" *\| *", line)[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert [row[0] for row in rows[2:]] == ["VAE(64, 1)", "CIWAE(β=0.5)", "MIWAE(8, 8)", "PIWAE(8, 8)", "IWAE(1, 64)"]
+    assert [row[5] for row in rows[2:]] == ["~ 0.82", "~ 0.5", "~ 0.42", "~ 0.3", "~ 0.18"]
+    model = trained_run(COHORT, RUN, Paths(project))
+    iwae = replace(model.spec, objective="iwae", M=1, K=64, parameter=None)
+    flat = read_weights(model.weights, iwae.latent, model.digest)
+    grey = load_dataset(Paths(project).binarized("mnist")).train_images
+    fixed = one_batch(common_batch(grey, iwae.train_images, 123, flat.device))
+    measured = snr_at(flat, iwae, fixed, 16, 123)
+    assert rows[-1][1] == f"{measured['snr_encoder']:.3f} ± {measured['snr_encoder_se']:.3f}"
+    # PIWAE's encoder has MIWAE's gradient, and its decoder IWAE's.
+    assert rows[5][1:3] == rows[4][1:3]
+    assert rows[5][3:5] == rows[6][3:5]
+
+
+def test_snr_refuses_what_it_cannot_measure(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="has no run 'vae'; choose one of iwae-M1-K5-s0"):
+        call(monkeypatch, snr, project, COHORT, "vae")
+    with pytest.raises(SystemExit):
+        call(monkeypatch, snr, project, COHORT, RUN, "--gradients", "8")
+    shutil.rmtree(project / "runs")
+    with pytest.raises(UserError, match=f"{COHORT}/{RUN}: not trained yet, and its weights are not shipped; run `dvc"):
+        call(monkeypatch, snr, project, COHORT, RUN)
+
+
 def test_a_second_opinion_takes_the_weights_that_are_shipped(tmp_path: Path) -> None:
     for name in ("cohorts", "reports"):
         (tmp_path / name).symlink_to(ROOT / name)
     paths = Paths(tmp_path)
-    cohort, run = ais.chosen("quick/burda-table1-mnist-1L-T1", "vae-M1-K1-s0", paths)
-    model = ais.trained(cohort, run, paths)
+    cohort, run = named_run("quick/burda-table1-mnist-1L-T1", "vae-M1-K1-s0", paths)
+    model = trained(cohort, run, paths)
     assert model is not None
     assert model.weights == paths.weights("quick") / cohort.key.partition("/")[2] / f"{run.name}.safetensors"
     assert read_weights(model.weights, model.spec.latent, model.digest).isfinite().all()

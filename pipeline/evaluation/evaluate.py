@@ -29,9 +29,9 @@ from pipeline.evaluation.posterior import (
     samples_of_q,
 )
 from pipeline.evaluation.samples import draw_samples
-from pipeline.evaluation.snr import run_snr
+from pipeline.evaluation.snr import common_batch, run_snr
 from pipeline.evaluation.spacing import evenly_spaced
-from pipeline.experiments.spec import BATCH_SIZE, EvaluationSpec, RunSpec
+from pipeline.experiments.spec import EvaluationSpec, RunSpec
 from pipeline.files import atomic_path, sha256_file
 from pipeline.models.networks import Parameters
 from pipeline.records.facts import EvaluationFacts, Origin
@@ -304,9 +304,8 @@ def gradient_snr(
     device: torch.device,
     between_passes: Callable[[], None],
 ) -> Measured:
-    """`run_snr` on one batch of training images, evenly spaced and binarized once, the same for all runs."""
-    numbers = evenly_spaced(run.train_images, BATCH_SIZE)
-    batch = binarize_once(train_images, numbers, spec.seed, "gradient snr", device).bits
+    """`run_snr` on the batch that all runs of a dataset have in common."""
+    batch = common_batch(train_images, run.train_images, spec.seed, device)
     return Measured(*run_snr(run_folder, run, spec.snr_gradients, batch, train_images, spec.seed, between_passes))
 
 

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.draws.streams import Stream
+from pipeline.evaluation.images import binarize_once
+from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.schedule import stage_ends
 from pipeline.experiments.spec import BATCH_SIZE, RunSpec
 from pipeline.models.gradient import estimator_groups, gradient_estimate
@@ -187,6 +189,8 @@ def _estimate(blocks: list[Moments], ratios: Tensor) -> SnrEstimate:
     )
 
 
+FRESH = "_fresh"
+"""What follows the names of metrics with a fresh minibatch for every gradient."""
 Batches = Callable[[Tensor], Tensor]
 """Numbers of gradients [R] int64 -> the images that each is of, [R, B, 784] in {0, 1}."""
 
@@ -253,7 +257,25 @@ def checkpoints(folder: Path, run: RunSpec, train_images: NDArray[np.uint8]) -> 
     yield run.total_steps, read_weights(folder / WEIGHTS, run.latent)
 
 
-def _metrics(estimates: dict[str, SnrEstimate], kind: str = "") -> dict[str, float]:
+def common_batch(train_images: NDArray[np.uint8], count: int, seed: int, device: torch.device) -> Tensor:
+    """The batch of an evaluation, [B, 784] in {0, 1}: evenly spaced among the first `count` training images [N, 784],
+    binarized once, the same for all runs."""
+    return binarize_once(train_images, evenly_spaced(count, BATCH_SIZE), seed, "gradient snr", device).bits
+
+
+def snr_at(
+    flat: Tensor,
+    run: RunSpec,
+    batches: Batches,
+    draws: int,
+    seed: int,
+    kind: str = "",
+    between_passes: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """SNR and DSNR of a run's own estimator at the weights `flat` [count]: `snr_<group><kind>` and so on, each with its
+    standard error under the same name and `_se`."""
+    draw = network_gradients(flat, run, batches, seed)
+    estimates = estimate_snr(draw, draws, DRAWS_PER_PASS[flat.device.type], between_passes)
     metrics: dict[str, float] = {}
     for group, estimate in estimates.items():
         metrics |= {f"snr_{group}{kind}": estimate.snr, f"snr_{group}{kind}_se": estimate.snr_se}
@@ -282,13 +304,10 @@ def run_snr(
     dtype = torch.float64 if run.precision == "float64" else torch.float32
     for step, weights in checkpoints(folder, run, train_images):
         flat = weights.to(images.device, dtype)
-        per_pass = DRAWS_PER_PASS[images.device.type]
-        draw = network_gradients(flat, run, one_batch(images.to(dtype)), seed)
-        rows.append(_metrics(estimate_snr(draw, draws, per_pass, between_passes)))
+        fixed = one_batch(images.to(dtype))
+        rows.append(snr_at(flat, run, fixed, draws, seed, between_passes=between_passes))
         steps.append(step)
     fresh = fresh_batches(train_images[: run.train_images], seed, images.device, dtype)
-    varied = _metrics(
-        estimate_snr(network_gradients(flat, run, fresh, seed), draws, per_pass, between_passes), "_fresh"
-    )
+    varied = snr_at(flat, run, fresh, draws, seed, FRESH, between_passes)
     arrays = {f"snr/{name}": np.array([row[name] for row in rows]) for name in rows[0]}
     return rows[-1] | varied | {"snr_gradients": float(draws)}, arrays | {"snr/step": np.array(steps)}
