@@ -33,6 +33,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.archive import carried_jobs, write_archive
 from pipeline.launch.cluster_nodes import Node, Resources, connected, nodes_of, pinned
+from pipeline.launch.cluster_progress import MOST_LOSSES, Losses, Task, describe_cluster, devices_of, lines
 from pipeline.launch.cluster_task import (
     COPIES,
     DONE_HERE,
@@ -49,7 +50,7 @@ from pipeline.launch.cluster_task import (
 )
 from pipeline.launch.launcher import Project, cut, describe, end, record_cohort, say
 from pipeline.launch.measure import keep, kept, time_kinds
-from pipeline.launch.placement import chain, cohorts_a_gpu, estimates, simulate, tails, works
+from pipeline.launch.placement import cohorts_a_gpu, estimates, tails, works
 from pipeline.launch.plan import (
     AT_END,
     BLOCKED,
@@ -70,14 +71,10 @@ from pipeline.records.store import Busy, cohort_lock, continued_run
 from pipeline.training.train import run_lock
 from pipeline.work import interruption
 from pipeline.work.cohort import diverged
-from pipeline.work.console import LINE_SECONDS, clock, counted
+from pipeline.work.console import LINE_SECONDS, counted
 
 WAITING_TASKS = 4
 """Tasks that Ray holds and no node has begun: few, so that the longest unit left is always next."""
-MOST_LOSSES = 3
-"""A unit whose worker was lost so often without a new checkpoint between is given up."""
-MOST_LINES = 12
-"""Tasks that are told of one by one."""
 RUN_BYTES = 2**30
 """More than the process of a single run takes on a core, torch included."""
 STOP_SECONDS = 60.0
@@ -105,18 +102,6 @@ def _with_sources(unit: CohortSpec, cohorts: Mapping[str, CohortSpec]) -> list[C
     return units
 
 
-@dataclass(frozen=True)
-class Task:
-    """A unit that Ray works on."""
-
-    item: Standing
-    depth: int
-    """Which of the driver's depths it goes to."""
-    reference: Any
-    resources: Resources
-    alone: bool
-
-
 @dataclass
 class Driver:
     """One call of `run`."""
@@ -139,9 +124,7 @@ class Driver:
     failed: dict[str, str] = field(default_factory=dict)
     alone: set[str] = field(default_factory=set)
     """Units that ran out of memory and get a device of their own."""
-    losses: Counter[str] = field(default_factory=Counter)
-    steps_at_loss: dict[str, int] = field(default_factory=dict)
-    """Updates that had come home when the unit's worker was lost last."""
+    losses: Losses = field(default_factory=Losses)
     recorded: dict[str, int] = field(default_factory=dict)
     """Evaluations that had come home when the cohort's results were written last."""
     objects: dict[str, Any] = field(default_factory=dict)
@@ -317,13 +300,11 @@ class Driver:
     def lost(self, name: str, unit: CohortSpec, what: str) -> None:
         """Let a unit go on from what came home, unless it was lost time after time at the same place."""
         done = sum(job.steps_done for job in self.project.jobs(unit))
-        self.losses[name] = self.losses[name] + 1 if done <= self.steps_at_loss.get(name, -1) else 1
-        self.steps_at_loss[name] = done
         share = 100 * done / sum(run.total_steps for run in unit.runs)
-        if self.losses[name] < MOST_LOSSES:
-            say(f"{name}: {what}; it goes on from the {share:.1f} % that came home", file=sys.stderr)
-        else:
+        if self.losses.too_many(name, done):
             self.fail(name, f"{what}, {MOST_LOSSES} times at {share:.1f} %; given up")
+        else:
+            say(f"{name}: {what}; it goes on from the {share:.1f} % that came home", file=sys.stderr)
 
     def place(self) -> None:
         """Give Ray the units that come next: those of the first depth first, the longest chain of work first."""
@@ -363,56 +344,11 @@ class Driver:
 
     def lines(self) -> list[str]:
         """Where each running unit stands, and the whole."""
-        reports: dict[str, Report] = self.ray.get(self.home.reports.remote())
-        lines = [self.line(name, task, reports.get(name)) for name, task in self.tasks.items()]
-        if len(lines) > MOST_LINES:
-            lines = [*lines[:MOST_LINES], f"and {len(lines) - MOST_LINES} more"]
         waiting = [item for item in self.open() if item.need in (*RUNNABLE, WAITS)]
-        last = len(self.depths) - 1
-        done = sum(depth == last for depth, _ in self.reached)
-        unit = "cohort" if self.on_gpu else "run"
-        counts = f"{counted(done, unit)} of {len(self.project.chosen)} done, {len(self.tasks)} running"
-        whole = self.time_left(waiting, reports)
-        lines.append(
-            f"total: {counts}, {len(waiting)} to come,"
-            f" {'not timed yet' if whole is None else f'about {clock(whole)} left'}"
-        )
-        return lines
-
-    def line(self, name: str, task: Task, report: Report | None) -> str:
-        if report is None:
-            return f"{name}: waits for a node with {task.resources}"
-        if report.doing:
-            return f"{name}: {report.doing} (on {report.node})"
-        total = task.item.total_steps
-        # A run that was finished before says nothing of itself.
-        before = sum(job.spec.total_steps for job in task.item.jobs if job.is_finished)
-        steps = min(total, before + report.steps)
-        left = f"{report.rate:,.0f}/s, {clock((total - steps) / report.rate)} left" if report.rate else "not timed yet"
-        return f"{name}: {steps:,} of {total:,} updates, {left} (on {report.node})"
-
-    def time_left(self, waiting: list[Standing], reports: Mapping[str, Report]) -> float | None:
-        """Seconds until all is done, at the speeds of those that run and those in the store; None without any."""
-        plan, shares = list(waiting), {}
-        for name, task in self.tasks.items():
-            item, report = task.item, reports.get(name)
-            to_train = item.total_steps - sum(item.steps)
-            if report is not None and report.rate and to_train:
-                item = replace(item, training_left=to_train / report.rate)
-                unfinished = sum(step for step, job in zip(item.steps, item.jobs, strict=True) if not job.is_finished)
-                shares[name] = max(0.0, 1 - (report.steps - unfinished) / to_train)
-            plan.append(item)
-        seconds = estimates(plan, self.on_gpu)
-        if not any(estimate.measured for estimate in seconds.values()):
-            return None
-        for name, share in shares.items():
-            seconds[name] = replace(seconds[name], seconds=seconds[name].seconds * share)
-        return simulate(works(plan, seconds, self.on_gpu), self.devices).seconds
-
-    @property
-    def devices(self) -> int:
-        """How many units train at once where each has a device."""
-        return max(1, int(sum(node.gpus if self.on_gpu else node.cpus for node in self.nodes)))
+        done = sum(depth == len(self.depths) - 1 for depth, _ in self.reached)
+        reports: dict[str, Report] = self.ray.get(self.home.reports.remote())
+        units, devices = len(self.project.chosen), devices_of(self.nodes, self.on_gpu)
+        return lines(self.tasks, reports, waiting, done, units, devices, self.on_gpu)
 
     def work(self) -> None:
         """Until everything is done or failed, or a stop is asked for."""
@@ -452,32 +388,6 @@ class Driver:
                 self.end(by_reference[reference])
 
 
-def describe_cluster(driver: Driver) -> str:
-    """The devices, what each unit gets of them, and how long all takes."""
-    lines = [
-        f"node {node.name}: {node.cpus:g} CPUs" + (f", {node.gpus:g} x {node.gpu}" if node.gpus else "")
-        for node in driver.nodes
-    ]
-    items = {driver.name(item.cohort): item for item in driver.open() if item.need in (*RUNNABLE, WAITS)}
-    plan = list(items.values())
-    seconds = estimates(plan, driver.on_gpu)
-    work = {entry.key: entry for entry in works(plan, seconds, driver.on_gpu)}
-    tail = tails(list(work.values()))
-    measured = any(estimate.measured for estimate in seconds.values())
-    for name in sorted(items, key=lambda name: -tail[name]):
-        estimate = seconds[name]
-        how = "measured" if estimate.measured else "by its number of samples"
-        hours = f"{estimate.seconds / 3600:.2f} h ({how})" if measured else "not timed yet"
-        after = f", after {work[name].after}" if items[name].need == WAITS else ""
-        lines.append(f"{name}: {driver.resources(items[name].cohort)}, {hours}{after}")
-    if items and measured:
-        whole = simulate(list(work.values()), driver.devices)
-        device, unit = ("GPU", "cohort") if driver.on_gpu else ("core", "run")
-        where = f"on {counted(driver.devices, device)}, a {unit} each"
-        lines.append(f"{where}: {clock(whole.seconds)}; decided by {chain(whole.critical)}")
-    return "\n".join(lines)
-
-
 def run(
     project: Project,
     address: str,
@@ -513,7 +423,9 @@ def run(
         driver = Driver(units, [*(cut(units, epoch) for epoch in sorted(epochs)), units], ray, nodes, origin(LAUNCHER))
         if dry:
             say(describe(project.standings(), machine, project.paths))
-            say(describe_cluster(driver))
+            waiting = driver.open()
+            resources = {driver.name(item.cohort): driver.resources(item.cohort) for item in waiting}
+            say(describe_cluster(nodes, waiting, resources, use_gpus))
             return 0
         if seconds is not None:
             interruption.stop_after(max(0.0, seconds - STOP_SECONDS))
