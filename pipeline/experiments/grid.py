@@ -19,13 +19,13 @@ from typing import Any
 
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import INDEX, load_cohorts, load_index
+from pipeline.experiments.cohorts import INDEX, WRITE_COHORTS, load_cohorts, load_index
 from pipeline.experiments.names import CellName, ProtocolName
 from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
-from pipeline.files import read_json, write_json
+from pipeline.files import content_of, read_json, write_json
 from pipeline.paths import HERE
 
 LONGEST_NAME = 200
@@ -341,13 +341,15 @@ def check_estimators(folder: Path, source: Path = HERE.params) -> None:
 
     `source`: the parameters' file, for messages.
     """
-    written, now = load_index(folder).get("estimators", {}), estimators(load_cohorts(folder))
-    others = [
-        f"{scale}/{name}"
-        for scale, cohorts in now.items()
-        for name, digest in cohorts.items()
-        if written.get(scale, {}).get(name) != digest
-    ]
+    written: Any = load_index(folder).get("estimators")
+    now = estimators(load_cohorts(folder))
+    with content_of(folder / INDEX, "the index of the cohorts", WRITE_COHORTS):
+        others = [
+            f"{scale}/{name}"
+            for scale, cohorts in now.items()
+            for name, digest in cohorts.items()
+            if written.get(scale, {}).get(name) != digest
+        ]
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise UserError(

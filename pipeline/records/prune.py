@@ -97,8 +97,7 @@ def leftovers(store: Path, named: set[str], datasets: Sequence[str], paths: Path
     for path in sorted(store.rglob("*")):
         of_run = path.relative_to(store).parts[0]
         lock = of_run if of_run in named else None
-        inside = any(part == ASIDE or part.endswith(PART) for part in path.relative_to(store).parts[:-1])
-        if inside or (DIGEST.fullmatch(of_run) and lock is None):
+        if _inside_litter(path, store) or (DIGEST.fullmatch(of_run) and lock is None):
             continue
         if path.name == ASIDE:
             yield Litter(path, "what was found damaged", lock)
@@ -110,8 +109,14 @@ def unfinished(paths: Paths) -> Iterator[Litter]:
     """What killed processes left outside of the store: downloads, and files that they were writing."""
     for folder in (paths.data, paths.runs, paths.reports, paths.cohorts, paths.root / ".mlflow"):
         for path in sorted(folder.rglob(".*")):
-            if abandoned(path):
+            if abandoned(path) and not _inside_litter(path, folder):
                 yield Litter(path, KILLED)
+
+
+def _inside_litter(path: Path, root: Path) -> bool:
+    """Whether a folder above is removed with all that is in it, or is somebody's who works in it."""
+    above = path.relative_to(root).parts[:-1]
+    return any(part == ASIDE or part.endswith(PART) or OWNED.search(part) for part in above)
 
 
 def unnamed_cohorts(cohorts: Grid, paths: Paths) -> Iterator[Litter]:

@@ -548,6 +548,15 @@ def test_a_corrected_estimator_is_refused_until_its_cohorts_alone_are_other_ones
     assert {name for name in after if after[name] != before[name]} == affected
 
 
+@pytest.mark.parametrize("value", [None, 3, {"small": [1]}])
+def test_estimators_of_another_shape_are_named(value: Any, tmp_path: Path) -> None:
+    write_cohorts(small(), tmp_path)
+    index = read_json(tmp_path / "index.json")
+    write_json(tmp_path / "index.json", {**index, "estimators": value})
+    with pytest.raises(UserError, match=r"index\.json: .*; run `python -m pipeline\.experiments`"):
+        check_estimators(tmp_path)
+
+
 def test_index_has_only_the_datasets_in_use() -> None:
     params = small()
     assert index(params, build_cohorts(params))["datasets"] == ["mnist"]

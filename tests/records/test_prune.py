@@ -155,7 +155,7 @@ def test_a_lock_whose_file_was_removed_while_it_was_waited_for_is_taken_anew(tmp
 
 
 def test_what_a_living_process_writes_stays_and_what_killed_ones_left_goes_wherever_it_lies(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     machine, dead = owner().partition("-")[0], subprocess.Popen(["true"])
     dead.wait()
@@ -175,10 +175,14 @@ def test_what_a_living_process_writes_stays_and_what_killed_ones_left_goes_where
 
     for path in [*temporary(dead.pid), *temporary(os.getppid())]:
         put(path)
+    put(temporary(dead.pid)[2].with_name(f".checkpoint.safetensors.{machine}-{dead.pid}.part"))
     elsewhere = STORE / "pace/.cpu.json.00000000-1.part"
     put(elsewhere)
     put(HERE.reports / "small/results/first-mnist-1L-T1/runs.json")
+    capsys.readouterr()
     command(monkeypatch, run_prune)
+    # What lies in a folder that goes is not told by itself; and the run that no grid names.
+    assert f"{len(temporary(dead.pid)) + 1} items removed" in capsys.readouterr().out
     assert [path for path in temporary(dead.pid) if path.exists()] == []
     assert [path for path in temporary(os.getppid()) if not path.exists()] == []
     # Another machine's process may be at work still, but not for days.
