@@ -8,11 +8,13 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import socket
 import stat
 import sys
 import tempfile
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +46,9 @@ REMEDIES = {
 """What helps, by what the system says."""
 ASIDE = "aside"
 """The folder, beside where it lay, of what was found damaged."""
+OWNED = re.compile(r"[.-](?P<machine>[0-9a-f]{8})-(?P<pid>[0-9]+)\.")
+"""How the names of temporary files and folders tell whose they are; see `owner`."""
+DAY_SECONDS = 86_400.0
 MALFORMED = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError, RecursionError)
 """What content of another shape than expected provokes in the code that takes it apart."""
 WRITE_AGAIN = "delete it and run the stage that writes it again"
@@ -78,6 +83,24 @@ def content_of(path: Path, what: str, remedy: str = WRITE_AGAIN) -> Iterator[Non
 def owner() -> str:
     """Names this process, and the machine that it runs on, in the names of temporary files: `1a2b3c4d-4711`."""
     return f"{zlib.crc32(socket.gethostname().encode()):08x}-{os.getpid()}"
+
+
+def abandoned(path: Path) -> bool:
+    """Whether nobody writes a temporary file or folder any more: the process that its name tells (`owner`) is gone.
+
+    Of a process on another machine one cannot know: what was not touched for a day is taken for left. False where the
+    name tells no process.
+    """
+    named = OWNED.search(path.name)
+    if named is None:
+        return False
+    if named["machine"] == owner().partition("-")[0]:
+        # One that bears this process's number is of an earlier process: who asks is not writing it.
+        return int(named["pid"]) == os.getpid() or not runs(int(named["pid"]))
+    try:
+        return time.time() - path.lstat().st_mtime > DAY_SECONDS
+    except FileNotFoundError:
+        return False
 
 
 def sweep(folder: Path, prefix: str, suffix: str = "") -> list[Path]:

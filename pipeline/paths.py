@@ -46,13 +46,17 @@ class Paths:
         """The store where no other folder is named (`pipeline.records.store.store_folder`)."""
         return self.root / ".store"
 
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
     def raw(self, dataset: str) -> Path:
         """Where the stage `download` puts a dataset's files."""
-        return self.root / "data" / "raw" / dataset
+        return self.data / "raw" / dataset
 
     def binarized(self, dataset: str) -> Path:
         """Where the stage `binarize` puts a dataset."""
-        return self.root / "data" / "binarized" / dataset
+        return self.data / "binarized" / dataset
 
     def report(self, scale: str) -> Path:
         """The report of a scale, and all that it is made from."""

@@ -1,7 +1,8 @@
 """Remove what no grid names any more, and what killed processes left: `python -m stages.prune [--dry-run]`.
 
-From the store the runs whose digest no `cohorts/` under this folder gives, damaged and half-written files; from `runs/`
-and `reports/` the folders of cohorts that are not in the grid. DVC's cache has a command of its own: `dvc gc -w`.
+From the store the runs whose digest no `cohorts/` under this folder gives, damaged and half-written files; half-written
+files from the project's other folders; from `runs/` and `reports/` the folders of cohorts that are not in the grid.
+DVC's cache has a command of its own: `dvc gc -w`.
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ def main(paths: Paths) -> None:
                 if litter.lock is None:
                     remove(litter.path)
                 else:
-                    with locked(store / "locks" / f"{litter.lock}.lock", litter.path.name, 0.0):
+                    lock = store / "locks" / f"{litter.lock}.lock"
+                    with locked(lock, litter.path.name, 0.0):
                         remove(litter.path)
-                    if litter.path.name == litter.lock:
-                        for lock in (store / "locks").glob(f"{litter.lock}.*"):
+                        if litter.path.name == litter.lock:
+                            # While it is held: whoever waits for it then finds that it is gone, and makes it anew.
                             remove(lock)
             except Busy as busy:
                 print(f"kept: {litter.path}: {busy}")

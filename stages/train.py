@@ -30,7 +30,7 @@ from pipeline.records.store import (
 )
 from pipeline.tracking.live import LiveTracker
 from pipeline.training.cohort import estimated_hours
-from pipeline.training.train import Progress, history_rows
+from pipeline.training.train import Progress, history_rows, run_lock
 from pipeline.work.cohort import Pace, diverged, train_waiting, whole_scale
 from pipeline.work.console import counted
 from pipeline.work.machine import Machine, this_machine
@@ -100,7 +100,10 @@ def main(paths: Paths) -> None:
         cohorts = load_cohorts(paths.cohorts)
         jobs = cohort_jobs(cohort, cohorts, data_digest, store, paths.runs, machine.device.type)
         if forced():
-            forget(jobs)
+            for job in jobs:
+                # Not under the hands of a launcher that trains it now, or that takes it deeper.
+                with run_lock(job, lock_seconds()):
+                    forget([job])
         for job in jobs:
             heal(job)
         waiting = [job for job in jobs if not job.is_finished]

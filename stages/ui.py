@@ -99,7 +99,9 @@ def main(paths: Paths) -> None:
     address = f"http://{HOST}:{port}"
     # SIGHUP comes when the terminal closes: the server is to end with it.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        # Under nohup the server is to outlive it.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
     try:
         with server(root, port) as process:
             print("starting MLflow ...", flush=True)

@@ -261,6 +261,31 @@ def test_force_computes_anew_through_dvc(project: Path) -> None:
     run(project, "dvc", "repro")
 
 
+def test_a_corrected_estimator_is_computed_anew_and_nothing_else_is(project: Path) -> None:
+    path, cohort = project / "pipeline/objectives.py", "tiny/burda-table1-mnist-1L-T1"
+    text = path.read_text()
+    try:
+        path.write_text(f"{text}\n# Tidied.\n")
+        assert ran_stages(run(project, "dvc", "repro", f"evaluate@{cohort}").stdout) == {"check"}
+        vae = "    w = uniform(log_w)\n    return Weights(w, w, w)\n"
+        assert text.count(vae) == 1
+        path.write_text(text.replace(vae, vae.replace("(w, w, w)", "(w, 0.9 * w, w)")))
+        refused = run(project, "dvc", "repro", f"evaluate@{cohort}", check=False)
+        assert refused.returncode != 0
+        assert f"the estimators of {cohort}" in refused.stdout
+        assert ran_stages(refused.stdout) == {"check"}
+        run(project, sys.executable, "-m", "pipeline.experiments")
+        targets = [f"evaluate@{cohort}", "evaluate@tiny/burda-table3-fixed-mnist-1L-T4"]
+        output = run(project, "dvc", "repro", *targets).stdout
+        assert f"{cohort}: 1 run trained, 0 taken from the store" in output
+        assert ran_stages(output) == {"check", f"train@{cohort}", f"evaluate@{cohort}"}
+    finally:
+        path.write_text(text)
+        run(project, sys.executable, "-m", "pipeline.experiments")
+        output = run(project, "dvc", "repro").stdout
+    assert " 1 run trained" not in output
+
+
 def test_params_out_of_step_stop_before_any_work(project: Path) -> None:
     text = (project / "params.yaml").read_text()
     try:

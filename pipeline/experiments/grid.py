@@ -12,24 +12,27 @@ import argparse
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
-from pipeline.experiments.cohorts import INDEX, load_cohorts, load_index
+from pipeline.experiments.cohorts import INDEX, WRITE_COHORTS, load_cohorts, load_index
 from pipeline.experiments.names import CellName, ProtocolName
 from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
-from pipeline.files import read_json, write_json
+from pipeline.files import content_of, read_json, write_json
 from pipeline.paths import HERE
 
 LONGEST_NAME = 200
 """Letters of a run's or cohort's name, which is a folder's: file systems take 255, and temporary names are longer."""
+WRITE_AGAIN = "run `python -m pipeline.experiments`, then dvc repro again"
+NAMED = 3
+"""So many cohorts are named in a message."""
 LATENT = {1: (50,), 2: (100, 50)}
 """Units of the stochastic layers, bottom first; Burda section 5."""
 
@@ -248,6 +251,22 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
             )
 
 
+def estimators(cohorts: Mapping[str, CohortSpec]) -> dict[str, dict[str, str]]:
+    """By scale and cohort, a digest of what the estimators of its runs compute.
+
+    DVC trains a cohort anew where it is another one: no file that DVC looks at has the formulas.
+    """
+    # torch takes seconds to import, which stages that only read finished cohorts should not pay.
+    from pipeline.objectives import fingerprint
+
+    named: dict[str, dict[str, str]] = {}
+    for cohort in cohorts.values():
+        prints = [fingerprint(run.objective, run.M, run.K, run.parameter) for run in cohort.runs]
+        digest = hashlib.sha256(" ".join(prints).encode()).hexdigest()[:16]
+        named.setdefault(cohort.scale, {})[cohort.name] = digest
+    return named
+
+
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
     """What dvc.yaml reads: `cohorts` from scratch, `continued` ones, and `every` cohort, by key.
 
@@ -263,6 +282,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         "params_digest": params.digest(),
         "cohort_digests": {key: cohort.digest() for key, cohort in cohorts.items()},
         "judged": {name: scale.judged for name, scale in params.scales.items()},
+        "estimators": estimators(cohorts),
         "order": list(cohorts),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
@@ -307,14 +327,35 @@ def _differs(path: Path, value: Any) -> bool:
 
 def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> None:
     """Raises: UserError when `folder` was not written from these parameters. `source`: their file, for messages."""
-    remedy = "run `python -m pipeline.experiments`, then dvc repro again"
     index = load_index(folder) if (folder / INDEX).exists() else {}
     if index.get("params_digest") != params.digest() or index.get("index_digest") != _index_digest(index):
-        raise UserError(f"{folder}/ is out of step with {source}: {remedy}")
+        raise UserError(f"{folder}/ is out of step with {source}: {WRITE_AGAIN}")
     cohorts = load_cohorts(folder)
     for key in cohorts.keys() | index["cohort_digests"].keys():
         if key not in cohorts or cohorts[key].digest() != index["cohort_digests"].get(key):
-            raise UserError(f"{folder / key}.json is not what {source} gives: {remedy}")
+            raise UserError(f"{folder / key}.json is not what {source} gives: {WRITE_AGAIN}")
+
+
+def check_estimators(folder: Path, source: Path = HERE.params) -> None:
+    """Raises: UserError naming the cohorts in `folder` whose estimators compute something else since it was written.
+
+    `source`: the parameters' file, for messages.
+    """
+    written: Any = load_index(folder).get("estimators")
+    now = estimators(load_cohorts(folder))
+    with content_of(folder / INDEX, "the index of the cohorts", WRITE_COHORTS):
+        others = [
+            f"{scale}/{name}"
+            for scale, cohorts in now.items()
+            for name, digest in cohorts.items()
+            if written.get(scale, {}).get(name) != digest
+        ]
+    if others:
+        more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
+        raise UserError(
+            f"pipeline/objectives.py: the estimators of {', '.join(others[:NAMED])}{more} compute something else than"
+            f" when {folder}/ was written from {source}: {WRITE_AGAIN}; these are then trained anew"
+        )
 
 
 def main() -> None:

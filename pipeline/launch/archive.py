@@ -18,6 +18,8 @@ import hashlib
 import io
 import itertools
 import json
+import os
+import re
 import tarfile
 import tempfile
 import time
@@ -53,6 +55,11 @@ from pipeline.records.store import Marks, cohort_lock, depths, lock_seconds, sto
 from pipeline.work.locks import locked
 
 MANIFEST, PACE, UNPACKING = "manifest.json", "pace", ".unpacking"
+MEMBER = re.compile(r"([0-9a-f]{16}|pace)(/\w[\w.-]{0,199}){1,2}", re.ASCII)
+"""Names in an archive: of a run's files, and of those in its waypoints; of speeds."""
+MOST_MANIFEST, MOST_HEADER = 1 << 26, 1 << 12
+"""Bytes. The manifest of a thousand runs has some millions; a header that holds a long name, some hundreds."""
+LONG_NAME = re.compile(rb"[0-9]+ path=[^\n]*\n")
 BUSY_SECONDS = 2.0
 TRIES, TRY_SECONDS = 100, 0.05
 
@@ -245,19 +252,28 @@ def _verified(source: Path, building: Path) -> tuple[dict[str, Any], list[str]]:
     """
     manifest: dict[str, Any] = {}
     written: dict[str, str] = {}
+    folders: set[str] = set()
     try:
+        _check_headers(source)
         # Not compressed, not sparse: what is written is no more than what was read.
         with tarfile.open(source, "r:") as archive:
             for member in archive:
-                stream = archive.extractfile(member) if member.isreg() and not member.issparse() else None
+                stream = archive.extractfile(member)
                 if stream is None:
-                    raise UserError(f"{source}: {member.name} is no plain file; it was not written by `pack`")
+                    raise UserError(f"{source}: {_shown(member.name)} is no plain file; it was not written by `pack`")
                 if member.name == MANIFEST:
+                    if member.size > MOST_MANIFEST:
+                        raise UserError(f"{source}: {MANIFEST} has {member.size:,} bytes; it was not written by `pack`")
                     manifest = json.loads(stream.read())
                     continue
-                parts = PurePosixPath(member.name).parts
-                if len(parts) < 2 or ".." in parts or parts[0].startswith(("/", ".")):
-                    raise UserError(f"{source}: {member.name} is no part of a run; it was not written by `pack`")
+                above = {str(path) for path in PurePosixPath(member.name).parents}
+                # One path cannot be a file and a folder.
+                collides = member.name in written or member.name in folders or not written.keys().isdisjoint(above)
+                if collides or not MEMBER.fullmatch(member.name):
+                    raise UserError(
+                        f"{source}: {_shown(member.name)} is no part of a run; it was not written by `pack`"
+                    )
+                folders |= above
                 written[member.name] = _written(stream, building / member.name)
         jobs, sums = dict(manifest["jobs"]), dict(manifest["files"])
     except OSError as error:
@@ -287,6 +303,31 @@ def _verified(source: Path, building: Path) -> tuple[dict[str, Any], list[str]]:
             ):
                 raise UserError(f"{source}: {cell}: its run.json is of another run; it is not taken")
     return jobs, refused
+
+
+def _check_headers(source: Path) -> None:
+    """Look at all headers of an archive before tarfile does, which takes one of any size into memory.
+
+    Raises: UserError where a member is no plain file; TarError where the file is no archive.
+    """
+    with source.open("rb") as stream:
+        while any(block := stream.read(tarfile.BLOCKSIZE)):
+            member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+            padding = -member.size % tarfile.BLOCKSIZE
+            if member.type == tarfile.XHDTYPE and 0 <= member.size <= MOST_HEADER:
+                # All that `pack` says of a file in this way is a long name.
+                plain = LONG_NAME.fullmatch(stream.read(member.size)) is not None
+                stream.seek(padding, os.SEEK_CUR)
+            else:
+                plain = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.size >= 0
+                stream.seek(member.size + padding if plain else 0, os.SEEK_CUR)
+            if not plain:
+                raise UserError(f"{source}: {_shown(member.name)} is no plain file; it was not written by `pack`")
+
+
+def _shown(name: str) -> str:
+    """A member's name as a message has it, whatever letters it has."""
+    return ascii(name)[1:-1]
 
 
 def _written(stream: IO[bytes], path: Path) -> str:

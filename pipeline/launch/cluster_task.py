@@ -26,7 +26,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.evaluation.classifier import reader_path
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
-from pipeline.files import atomic_path
+from pipeline.files import atomic_path, owner, write_bytes
 from pipeline.launch import cores
 from pipeline.launch.archive import carried_jobs, unpack, write_archive
 from pipeline.launch.launcher import Project, work_on
@@ -115,10 +115,10 @@ class Home:
 
     def take(self, name: str, archive: bytes, readers: dict[str, bytes]) -> None:
         """Verify an archive of a unit and put what it holds into the store."""
-        arrived = self._store / "arrived" / f"{name.replace('/', '-')}.tar"
-        with atomic_path(arrived) as temporary:
-            temporary.write_bytes(archive)
+        # Named after its owner: another cluster's home may write into the same store, and this one may be killed.
+        arrived = self._store / "arrived" / f"{name.replace('/', '-')}.{owner()}{PART}"
         try:
+            write_bytes(arrived, archive)
             unpack(arrived, self._store)
         finally:
             arrived.unlink(missing_ok=True)

@@ -16,12 +16,13 @@ from pipeline.errors import UserError
 from pipeline.evaluation.classifier import reader_path
 from pipeline.experiments.cohorts import INDEX, load_cohorts
 from pipeline.experiments.spec import CohortSpec
-from pipeline.files import ASIDE
+from pipeline.files import ASIDE, OWNED, abandoned
 from pipeline.paths import Paths
 from pipeline.records.results import RUNS
 from pipeline.records.run_folder import PART, read_run, stored_waypoints, waypoint_name
 from pipeline.records.store import stored_jobs
 
+KILLED = "left by a process that was killed"
 DIGEST = re.compile(r"[0-9a-f]{16}")
 Grid = Mapping[str, CohortSpec]
 
@@ -33,7 +34,7 @@ class Litter:
     path: Path
     why: str
     lock: str | None = None
-    """The run, by its digest, whose lock must be had to remove it."""
+    """The run, by its digest, whose lock must be had to remove it, lest another process is at work on it."""
 
     @property
     def bytes(self) -> int:
@@ -87,7 +88,7 @@ def leftovers(store: Path, named: set[str], datasets: Sequence[str], paths: Path
     """What killed processes left, what was set aside, locks of runs that are gone, readers of other data."""
     for path in sorted(store.glob("locks/*")):
         if DIGEST.fullmatch(path.stem) and path.stem not in named and not (store / path.stem).exists():
-            yield Litter(path, "the lock of a run that is gone")
+            yield Litter(path, "the lock of a run that is gone", path.stem)
     here = [name for name in datasets if paths.binarized(name).exists()]
     kept = {reader_path(store, load_dataset(paths.binarized(name)).digest) for name in here}
     for path in sorted(store.glob(reader_path(store, "*").name)):
@@ -96,13 +97,26 @@ def leftovers(store: Path, named: set[str], datasets: Sequence[str], paths: Path
     for path in sorted(store.rglob("*")):
         of_run = path.relative_to(store).parts[0]
         lock = of_run if of_run in named else None
-        inside = any(part == ASIDE or part.endswith(PART) for part in path.relative_to(store).parts[:-1])
-        if inside or (DIGEST.fullmatch(of_run) and lock is None):
+        if _inside_litter(path, store) or (DIGEST.fullmatch(of_run) and lock is None):
             continue
         if path.name == ASIDE:
             yield Litter(path, "what was found damaged", lock)
-        elif path.name.endswith(PART):
-            yield Litter(path, "left by a process that was killed", lock)
+        elif abandoned(path) or (path.name.endswith(PART) and OWNED.search(path.name) is None):
+            yield Litter(path, KILLED, lock)
+
+
+def unfinished(paths: Paths) -> Iterator[Litter]:
+    """What killed processes left outside of the store: downloads, and files that they were writing."""
+    for folder in (paths.data, paths.runs, paths.reports, paths.cohorts, paths.root / ".mlflow"):
+        for path in sorted(folder.rglob(".*")):
+            if abandoned(path) and not _inside_litter(path, folder):
+                yield Litter(path, KILLED)
+
+
+def _inside_litter(path: Path, root: Path) -> bool:
+    """Whether a folder above is removed with all that is in it, or is somebody's who works in it."""
+    above = path.relative_to(root).parts[:-1]
+    return any(part == ASIDE or part.endswith(PART) or OWNED.search(part) for part in above)
 
 
 def unnamed_cohorts(cohorts: Grid, paths: Paths) -> Iterator[Litter]:
@@ -132,5 +146,6 @@ def all_litter(paths: Paths, store: Path, grid: Grid) -> list[Litter]:
     return [
         *unnamed_runs(store, named, absent),
         *leftovers(store, named, datasets, paths),
+        *unfinished(paths),
         *unnamed_cohorts(grid, paths),
     ]

@@ -19,6 +19,8 @@ SCHEDULE = "schedule"
 """How much a run is trained, in words; the saved views have one each."""
 COMPLETE = "complete"
 """Fingerprint of the published content; set last, so that an interrupted publication is never taken for a whole one."""
+FILES = "files"
+"""What a published run logged: by name the beginning of each file's SHA-256, as JSON."""
 NOTE = "mlflow.note.content"
 COLOUR = "mlflow.runColor"
 

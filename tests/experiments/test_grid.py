@@ -16,6 +16,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.cohorts import load_cohort, load_cohorts, load_evaluation, load_order
 from pipeline.experiments.grid import (
     build_cohorts,
+    check_estimators,
     check_in_step,
     cohort_name,
     index,
@@ -26,7 +27,7 @@ from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.spec import CohortSpec, RunSpec, Stage, digest
 from pipeline.files import read_json, write_json
-from pipeline.objectives import OBJECTIVES
+from pipeline.objectives import OBJECTIVES, Weights, fingerprint
 from tests.conftest import ROOT
 from tests.experiments.test_params import SMALL, changed, small
 
@@ -513,6 +514,47 @@ def test_index_has_the_evaluation_of_every_experiment(committed: Params) -> None
 def test_index_has_the_toys_of_the_scales_that_have_one(committed: Params) -> None:
     assert set(index(committed, build_cohorts(committed))["toys"]) == {"quick", "overnight", "paper"}
     assert index(small(), build_cohorts(small()))["toys"] == {}
+
+
+def test_a_corrected_estimator_is_refused_until_its_cohorts_alone_are_other_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The formulas are in no file that DVC compares, so that it takes a corrected one's runs for finished."""
+    write_cohorts(small(), tmp_path)
+    before = read_json(tmp_path / "index.json")["estimators"]["small"]
+    cohorts = load_cohorts(tmp_path)
+    affected = {c.name for c in cohorts.values() if any(run.objective == "iwae" for run in c.runs)}
+    assert before.keys() > affected > set()
+    check_estimators(tmp_path)
+    iwae = OBJECTIVES["iwae"]
+
+    def become(factor: float) -> None:
+        weights = lambda log_w: Weights(*(factor * part for part in iwae.weights(log_w)))  # noqa: E731
+        monkeypatch.setitem(OBJECTIVES, "iwae", replace(iwae, weights=weights))
+        fingerprint.cache_clear()
+
+    try:
+        become(1.0)
+        check_estimators(tmp_path)
+        become(1.001)
+        with pytest.raises(UserError, match=r"objectives\.py: .*: run `python -m pipeline\.experiments`") as caught:
+            check_estimators(tmp_path)
+        assert f"small/{min(affected)}" in str(caught.value)
+        assert write_cohorts(small(), tmp_path) == 1
+        after = read_json(tmp_path / "index.json")["estimators"]["small"]
+        check_estimators(tmp_path)
+    finally:
+        fingerprint.cache_clear()
+    assert {name for name in after if after[name] != before[name]} == affected
+
+
+@pytest.mark.parametrize("value", [None, 3, {"small": [1]}])
+def test_estimators_of_another_shape_are_named(value: Any, tmp_path: Path) -> None:
+    write_cohorts(small(), tmp_path)
+    index = read_json(tmp_path / "index.json")
+    write_json(tmp_path / "index.json", {**index, "estimators": value})
+    with pytest.raises(UserError, match=r"index\.json: .*; run `python -m pipeline\.experiments`"):
+        check_estimators(tmp_path)
 
 
 def test_index_has_only_the_datasets_in_use() -> None:

@@ -16,6 +16,7 @@ from pipeline.experiments import grid
 from pipeline.experiments.params import load_params
 from pipeline.paths import HERE
 from pipeline.records.results import cohort_results
+from pipeline.work.locks import locked
 from stages import evaluate, train
 from tests.faults.finished import COHORT, PARAMS, Numbers, call, numbers, run_all, stage
 
@@ -118,6 +119,20 @@ def test_images_in_another_order_are_refused(project: Numbers) -> None:
     shutil.rmtree(HERE.runs)
     with pytest.raises(UserError, match=r"train_images\.npy: damaged: .*; delete it and run `dvc repro b"):
         stage(train.main, COHORT)
+
+
+def test_what_another_process_trains_is_not_forgotten_under_its_hands(
+    project: Numbers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FORCE=1 on a run that a launcher takes deeper: its states are that launcher's too."""
+    folder = min(path for path in Path(".store").iterdir() if len(path.name) == 16)
+    before = sorted(folder.rglob("*"))
+    monkeypatch.setenv("FORCE", "1")
+    with locked(Path(".store/locks") / f"{folder.name}.lock", folder.name, 0.0):
+        with pytest.raises(UserError, match="is working on it"):
+            stage(train.main, COHORT)
+        assert sorted(folder.rglob("*")) == before
+    stage(train.main, COHORT)
 
 
 def test_a_cohort_that_was_edited_by_hand_is_refused(project: Numbers) -> None:

@@ -6,8 +6,11 @@ import hashlib
 import io
 import json
 import multiprocessing
+import os
+import re
 import shutil
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +31,7 @@ from pipeline.records.store import cohort_lock, stored_jobs
 from pipeline.records.sums import json_sha256
 from pipeline.training.train import run_lock, train
 from pipeline.work.interruption import Interrupted
-from tests.conftest import make_images, make_run, write_dataset
+from tests.conftest import PATIENCE_SECONDS, ROOT, make_images, make_run, write_dataset
 
 STORE, OTHER = Path(".store"), Path("other-store")
 DONE, BEGUN = "first-mnist-1L-T5", "second-mnist-1L-T1"
@@ -287,6 +290,77 @@ def test_a_small_file_that_stands_for_a_large_one_is_not_taken(kind: str) -> Non
     with pytest.raises(UserError, match=r"bomb\.tar: "):
         unpack(source, OTHER)
     assert not list(OTHER.rglob("*"))
+
+
+def _header(name: str, size: int, kind: bytes) -> bytes:
+    member = tarfile.TarInfo(name)
+    member.size, member.type = size, kind
+    return member.tobuf(tarfile.GNU_FORMAT)
+
+
+def _pax(**records: str) -> bytes:
+    """A header of a member's further properties, and the member: a file of one block."""
+    header = tarfile.TarInfo("0123456789abcdef/checkpoint.safetensors")
+    header.size, header.pax_headers = 512, {name.replace("_", "."): value for name, value in records.items()}
+    return header.tobuf(tarfile.PAX_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (_header("manifest.json", 20 * 10**9, tarfile.REGTYPE), r"manifest\.json has 20,000,000,000 bytes"),
+        (_header("x", 20 * 10**9, tarfile.XHDTYPE), ": x is no plain file"),
+        (_header("x", 20 * 10**9, tarfile.GNUTYPE_LONGNAME), ": x is no plain file"),
+        (_header("x", 0, tarfile.GNUTYPE_SPARSE), ": x is no plain file"),
+        (_pax(GNU_sparse_major="1", GNU_sparse_minor="0") + b"9" * 9, "is no plain file"),
+        (_pax(size="0"), "is no plain file"),
+    ],
+)
+def test_no_header_takes_more_memory_than_it_may(start: bytes, message: str, tmp_path: Path) -> None:
+    """The archive's own file has holes, so that it takes no room; what it claims to hold was read into memory."""
+    source = tmp_path / "bomb.tar"
+    source.write_bytes(start)
+    os.truncate(source, 20 * 10**9)
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 << 30, 6 << 30))\n"
+        "from pathlib import Path; from pipeline.errors import UserError; from pipeline.launch.archive import unpack\n"
+        "try: unpack(Path(sys.argv[1]), Path(sys.argv[2]))\n"
+        "except UserError as error: print(error)"
+    )
+    command = [sys.executable, "-c", code, str(source), str(OTHER)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False)
+    assert re.search(f"^{source}.*{message}", done.stdout), (done.stdout, done.stderr)
+    assert not list(OTHER.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("0123456789abcdef/x", "0123456789abcdef/x/y"),
+        ("0123456789abcdef/x/y", "0123456789abcdef/x"),
+        ("0123456789abcdef/x", "0123456789abcdef/x"),
+        ("0123456789abcdef/" + "x" * 300,),
+        ("0123456789abcdef/x\ny",),
+        ("./0123456789abcdef/x",),
+    ],
+)
+def test_names_that_pack_never_gives_are_named(names: tuple[str, ...]) -> None:
+    with tarfile.open("names.tar", "w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+    message = r"^names\.tar: .* is no part of a run; it was not written by `pack`$"
+    with pytest.raises(UserError, match=message) as caught:
+        unpack(Path("names.tar"), OTHER)
+    assert "\n" not in str(caught.value)
+    assert not list(OTHER.rglob("*"))
+
+
+def test_a_long_name_of_a_machine_arrives() -> None:
+    name = "pace/" + "a-machine-" * 15 + ".json"
+    (STORE / name).write_text("{}")
+    unpack(packed(), OTHER)
+    assert (OTHER / name).exists()
 
 
 def test_two_may_unpack_into_one_store_at_once(tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,8 +22,9 @@ from pipeline.paths import HERE
 from pipeline.records.run_folder import Job, waypoint_name
 from pipeline.records.store import stored_jobs
 from pipeline.training.train import run_lock
+from pipeline.work.locks import Busy, locked
 from stages import prune
-from tests.conftest import make_images, write_dataset
+from tests.conftest import PATIENCE_SECONDS, make_images, wait_for, write_dataset
 from tests.experiments.test_params import SMALL, changed
 
 STORE = Path(".store")
@@ -108,6 +112,84 @@ def test_a_run_that_is_trained_now_is_kept(monkeypatch: pytest.MonkeyPatch, caps
         command(monkeypatch, run_prune)
     assert (STORE / UNNAMED).exists()
     assert f"kept: {STORE / UNNAMED}" in capsys.readouterr().out
+
+
+def test_the_lock_of_a_run_that_has_no_state_yet_is_kept_while_it_is_held(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of another project on the same store, before its first checkpoint: without the file a second one begins."""
+    job = Job(jobs()[0].spec, "f" * 16, STORE / ("f" * 16), None)
+    with run_lock(job, 0.0):
+        command(monkeypatch, run_prune)
+        assert (STORE / "locks" / f"{job.digest}.lock").exists()
+        with pytest.raises(Busy), run_lock(job, 0.0):
+            pytest.fail("two processes are in")
+    assert f"kept: {STORE / 'locks'}" in capsys.readouterr().out
+    command(monkeypatch, run_prune)
+    assert not (STORE / "locks" / f"{job.digest}.lock").exists()
+
+
+def test_a_lock_whose_file_was_removed_while_it_was_waited_for_is_taken_anew(tmp_path: Path) -> None:
+    """Else the one that waited and one that comes later hold locks on two files of one name."""
+    path = tmp_path / "run.lock"
+    entered, leave = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        with locked(path, "run", PATIENCE_SECONDS):
+            entered.set()
+            leave.wait(PATIENCE_SECONDS)
+
+    waiting = threading.Thread(target=wait)
+    with locked(path, "run", 0.0):
+        waiting.start()
+        # Until the other has opened the file.
+        wait_for(lambda: sum(link.exists() and link.samefile(path) for link in Path("/proc/self/fd").iterdir()) > 1)
+        path.unlink()
+    entered.wait(PATIENCE_SECONDS)
+    try:
+        with pytest.raises(Busy), locked(path, "run", 0.0):
+            pytest.fail("two are in")
+    finally:
+        leave.set()
+        waiting.join()
+
+
+def test_what_a_living_process_writes_stays_and_what_killed_ones_left_goes_wherever_it_lies(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine, dead = owner().partition("-")[0], subprocess.Popen(["true"])
+    dead.wait()
+    evaluated = jobs()[0].folder
+
+    def temporary(number: int) -> list[Path]:
+        """As downloads, unpackers, evaluations and all other writers name them."""
+        mark = f"{machine}-{number}"
+        return [
+            HERE.raw("mnist").parent / f".mnist.{mark}.x1y2/received",
+            HERE.reports / f"small/results/first-mnist-1L-T1/.metrics.json.{mark}.part",
+            STORE / f".unpacking-{mark}.x1y2/{UNNAMED}/checkpoint.safetensors",
+            STORE / f"arrived/small-first.{mark}.part",
+            STORE / f"pace/.cpu.json.{mark}.part",
+            evaluated / f".evaluation-0123.npz.{mark}.part",
+        ]
+
+    for path in [*temporary(dead.pid), *temporary(os.getppid())]:
+        put(path)
+    put(temporary(dead.pid)[2].with_name(f".checkpoint.safetensors.{machine}-{dead.pid}.part"))
+    elsewhere = STORE / "pace/.cpu.json.00000000-1.part"
+    put(elsewhere)
+    put(HERE.reports / "small/results/first-mnist-1L-T1/runs.json")
+    capsys.readouterr()
+    command(monkeypatch, run_prune)
+    # What lies in a folder that goes is not told by itself; and the run that no grid names.
+    assert f"{len(temporary(dead.pid)) + 1} items removed" in capsys.readouterr().out
+    assert [path for path in temporary(dead.pid) if path.exists()] == []
+    assert [path for path in temporary(os.getppid()) if not path.exists()] == []
+    # Another machine's process may be at work still, but not for days.
+    assert elsewhere.exists()
+    os.utime(elsewhere, (0, 0))
+    command(monkeypatch, run_prune)
+    assert not elsewhere.exists()
 
 
 def test_runs_of_data_that_is_not_here_cannot_be_told_and_stay(monkeypatch: pytest.MonkeyPatch) -> None:

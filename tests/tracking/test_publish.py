@@ -108,6 +108,35 @@ def test_a_run_whose_artifacts_are_gone_is_published_again(root: Path) -> None:
     assert len(list((root / STORE / "artifacts").rglob("result.json"))) == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("result.json", "empty"), ("result.json", "folder"), ("samples.png", "gone"), ("samples.png", "flipped")],
+)
+def test_a_run_of_which_a_file_is_gone_or_damaged_is_published_again(name: str, damage: str, root: Path) -> None:
+    publish_all(root, two_cohorts())
+    before = content(root)
+    path = next(path for path in sorted((root / STORE / "artifacts").rglob(name)))
+    raw = path.read_bytes()
+    path.unlink()
+    if damage == "folder":
+        path.mkdir()
+    elif damage != "gone":
+        path.write_bytes(b"" if damage == "empty" else raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert publish_all(root, two_cohorts()) == Counts(1, 2, 1)
+    assert content(root) == before
+    # Nothing is left of the run that was replaced.
+    assert len([path for path in (root / STORE / "artifacts").rglob("artifacts") if path.is_dir()]) == 3
+    assert all(any(path.iterdir()) for path in (root / STORE / "artifacts").rglob("*") if path.is_dir())
+
+
+def test_a_file_that_somebody_added_to_a_run_stays(root: Path) -> None:
+    publish_all(root, two_cohorts())
+    path = next((root / STORE / "artifacts").rglob("result.json")).with_name("note.txt")
+    path.write_text("mine")
+    assert publish_all(root, two_cohorts()) == Counts(0, 3, 0)
+    assert path.exists()
+
+
 def test_a_run_of_somebody_elses_is_left_alone(root: Path) -> None:
     """It has none of the tags that this project's runs have."""
     publish_all(root, two_cohorts())

@@ -82,6 +82,26 @@ def test_the_ui_serves_the_runs_until_it_ends_however_that_is(end: signal.Signal
     wait_for(lambda: not answers(address))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads from /proc what the process ignores")
+def test_the_ui_outlives_its_terminal_where_nohup_asks_for_it(root: Path) -> None:
+    (root / "params.yaml").touch()
+    publish_all(root, two_cohorts()[:1])
+    command = ["nohup", *UI, "--port", str(free_port(15100))]
+    process = subprocess.Popen(command, cwd=root, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    address = next(line for line in process.stdout if line.rstrip().endswith("/start")).split()[-1]
+    try:
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn:")).split()[1], 16)
+        assert ignored >> (signal.SIGHUP - 1) & 1
+        process.send_signal(signal.SIGHUP)
+        assert requests.get(address, timeout=10).ok
+    finally:
+        process.terminate()
+        process.communicate(timeout=PATIENCE_SECONDS)
+    wait_for(lambda: not answers(address.removesuffix("/start")))
+
+
 def answers(address: str) -> bool:
     try:
         return requests.get(f"{address}/health", timeout=10).ok

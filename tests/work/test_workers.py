@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -138,6 +139,21 @@ def test_a_killed_worker_is_reported_and_the_others_go_on() -> None:
     with pytest.raises(UserError, match=r"exit code -9 \(killed, or out of memory\); run the same command again"):
         run_parallel(die_at_three, [3, 1, 2, 4], 2, lambda _, message: seen.append(message))
     assert sorted(seen) == [1, 2, 4]
+
+
+@pytest.mark.parametrize("task", [square, end_when_asked])
+def test_an_error_of_who_hears_the_messages_ends_the_workers(task: Task[int]) -> None:
+    """Idle or busy: they would wait for their next item for ever, and this process for them."""
+
+    def fail(_: int, message: object) -> None:
+        raise UserError("the disk is full")
+
+    with pytest.raises(UserError, match="the disk is full"):
+        run_parallel(task, [1, 2, 3], 2, fail)
+    left = multiprocessing.active_children()
+    for process in left:
+        process.kill()
+    assert left == []
 
 
 def test_when_all_workers_are_killed_the_call_ends() -> None:
