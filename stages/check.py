@@ -1,5 +1,4 @@
-"""Refuse to go on when params.yaml is wrong or `cohorts/` was not written from it, as every stage does, or when an
-estimator computes something else since.
+"""Refuse to go on when params.yaml is wrong, or `cohorts/` was not written from it and from today's estimators.
 
 A stage of its own, on which the others depend: DVC runs it before them when params.yaml alone has changed, also where
 `dvc exp run -S` changed it, or a formula in `pipeline/objectives.py`. The file that it writes is the same at all times.
