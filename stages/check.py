@@ -1,4 +1,6 @@
-"""Refuse to go on when params.yaml is wrong, or `cohorts/` was not written from it and from today's estimators.
+"""Refuse to go on when params.yaml is wrong or `cohorts/` was not written from it, as every stage does.
+
+So too when an estimator computes something else than when it was written.
 
 A stage of its own, on which the others depend: DVC runs it before them when params.yaml alone has changed, also where
 `dvc exp run -S` changed it, or a formula in `pipeline/objectives.py`. The file that it writes is the same at all times.
