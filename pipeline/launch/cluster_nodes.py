@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ LOCAL = "local"
 LOOPBACK = "127.0.0.1"
 LOOPBACK_VARIABLE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """Ray's own; 0 keeps all of Ray to the loopback address, as it does by default on those systems."""
-CONNECT_SECONDS = 10.0
+CONNECT_SECONDS, HEALTH_SECONDS = 10.0, 60.0
 TOKEN_FILE = Path(".ray", "auth_token")
 """In the user's home: Ray writes it when a cluster is started within a process, and from then on asks for it."""
 
@@ -67,8 +69,8 @@ def connected(address: str) -> Iterator[Any]:
         # Read as Ray is imported; without it Ray takes the machine's outward address for the loopback one.
         os.environ.setdefault(LOOPBACK_VARIABLE, "0")
     if address != LOCAL and token_is_kept(Path(os.path.expanduser("~")), os.environ):
-        # A cluster that was started after the token was made asks for it; one that was started before does not mind.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # Read as Ray is imported, too. A driver that wants a token of a cluster that has none is taken for dead by it.
+        os.environ["RAY_AUTH_MODE"] = "token" if asks_for_token(address) else "disabled"
     ray = need_ray()
     shared = {"log_to_driver": False, "logging_level": "error"}
     try:
@@ -95,6 +97,17 @@ def token_is_kept(home: Path, environment: Mapping[str, str]) -> bool:
     """Whether Ray finds a token to show to a cluster."""
     named = environment.get("RAY_AUTH_TOKEN") or environment.get("RAY_AUTH_TOKEN_PATH")
     return bool(named) or (home / TOKEN_FILE).exists()
+
+
+def asks_for_token(address: str) -> bool:
+    """Whether the cluster turns away who shows no token: those that were started where there was one do."""
+    where = [] if address == "auto" else ["--address", address]
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", *where]
+    with suppress(subprocess.TimeoutExpired):
+        without = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+        asked = subprocess.run(command, env=without, capture_output=True, text=True, timeout=HEALTH_SECONDS)
+        return "InvalidAuthToken" in asked.stdout + asked.stderr
+    return False
 
 
 def check_reachable(address: str) -> None:

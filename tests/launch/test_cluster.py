@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -29,7 +30,7 @@ from pipeline.files import write_json
 from pipeline.launch import __main__ as launch
 from pipeline.launch import cluster as driver
 from pipeline.launch import cluster_nodes, placement
-from pipeline.launch.cluster_nodes import LOOPBACK_VARIABLE
+from pipeline.launch.cluster_nodes import LOOPBACK_VARIABLE, asks_for_token
 from pipeline.launch.cluster_task import SCRATCH, Order
 from pipeline.launch.launcher import Project
 from pipeline.launch.launcher import run as run_launcher
@@ -265,6 +266,50 @@ def test_a_killed_worker_and_a_lost_node_change_nothing(
         for node in nodes:
             if node is not second_node:
                 cluster.remove_node(node)
+    assert_same(Path.cwd(), project, FIRST)
+
+
+def test_a_token_of_another_cluster_is_not_shown_to_one_that_has_none(
+    here: Project, project: Path, cluster: Any, second_node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--ray` alone leaves one in the home of the user, who then joins a cluster that was started without."""
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("HOME", str(home))
+    # Of no use here, and made by hand before.
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    process = start(Path.cwd(), "--ray", cluster.address, "--only", FIRST)
+    output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 0, output
+    assert_same(Path.cwd(), project, FIRST)
+
+
+def test_a_cluster_that_asks_for_a_token_is_shown_it(
+    here: Project, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed (pip install '.[ray]')")
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("0123456789abcdef" * 4)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv(LOOPBACK_VARIABLE, "0")
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    head = ["--node-ip-address=127.0.0.1", f"--port={port}", "--num-cpus=1", "--include-dashboard=false", "--block"]
+    served = subprocess.Popen([*ray, "start", "--head", *head], start_new_session=True, stdout=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: asks_for_token(f"127.0.0.1:{port}"), served)
+        process = start(Path.cwd(), "--ray", f"127.0.0.1:{port}", "--only", FIRST)
+        output, _ = process.communicate(timeout=PATIENCE_SECONDS)
+        assert process.returncode == 0, output
+    finally:
+        os.killpg(served.pid, signal.SIGTERM)
+        served.communicate(timeout=PATIENCE_SECONDS)
     assert_same(Path.cwd(), project, FIRST)
 
 
