@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -89,8 +90,16 @@ def machine(device: torch.device) -> dict[str, Any]:
     }
 
 
+def _end(number: int, frame: object) -> None:
+    sys.exit(128 + number)
+
+
 def main(words: list[str] | None = None) -> None:
     arguments = _arguments(words)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # An older revision's worktree and the contestants' processes go when this one does.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _end)
     cases = [case for name, case in CASES.items() if name in arguments.cases]
     use_cuda = arguments.device != "cpu" and torch.cuda.is_available()
     if arguments.device == "cuda" and not use_cuda:

@@ -33,13 +33,18 @@ def checkout(revision: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "revision"
         command = ["git", "-C", str(ROOT), "worktree"]
-        added = subprocess.run([*command, "add", "--detach", str(path), revision], capture_output=True, text=True)
-        if added.returncode != 0:
-            raise UserError(f"--against {revision}: git cannot check it out: {added.stderr.strip().splitlines()[-1]}")
+        # Of what was killed the folder went with the machine's temporary files, and git still lists it.
+        subprocess.run([*command, "prune"], capture_output=True, check=False)
         try:
+            added = subprocess.run([*command, "add", "--detach", str(path), revision], capture_output=True, text=True)
+            if added.returncode != 0:
+                raise UserError(
+                    f"--against {revision}: git cannot check it out: {added.stderr.strip().splitlines()[-1]}"
+                )
             yield path
         finally:
-            subprocess.run([*command, "remove", "--force", str(path)], capture_output=True, check=False)
+            # Twice: git locks a worktree while it is made.
+            subprocess.run([*command, "remove", "--force", "--force", str(path)], capture_output=True, check=False)
 
 
 def _memory() -> Any:

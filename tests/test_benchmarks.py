@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -41,7 +43,7 @@ from pipeline.models.gradient import estimator_groups, gradient_estimate
 from pipeline.models.networks import Parameters, count_parameters
 from pipeline.objectives import OBJECTIVES
 from pipeline.records.run_folder import AVERAGED
-from tests.conftest import PATIENCE_SECONDS, ROOT, make_run
+from tests.conftest import PATIENCE_SECONDS, ROOT, make_run, wait_for
 from tests.plain import gradients_of, model_of, pipeline_gradients
 
 CPU = torch.device("cpu")
@@ -238,6 +240,28 @@ def test_an_older_revision_declines_what_it_cannot_measure(monkeypatch: pytest.M
     monkeypatch.setattr(revision.importlib, "import_module", lambda name: OfOldRevision)
     with pytest.raises(NotImplementedError, match="the 1-layer network alone"):
         revision.work(asdict(CASES["nll-2L"]))
+
+
+def test_a_benchmark_that_is_ended_leaves_no_worktree(tmp_path: Path) -> None:
+    def checkouts() -> list[str]:
+        listed = subprocess.run(["git", "worktree", "list"], cwd=ROOT, capture_output=True, text=True).stdout
+        return [line for line in listed.splitlines() if line.startswith(str(tmp_path))]
+
+    words = ["--cases", "k1-1L", "--rounds", "1000", "--against", "HEAD", "--peers"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks", *words],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    wait_for(checkouts, process)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=PATIENCE_SECONDS)
+    assert process.returncode == 128 + signal.SIGTERM, told
+    assert checkouts() == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_ratios_are_taken_round_by_round() -> None:
