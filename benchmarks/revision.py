@@ -24,6 +24,18 @@ from pipeline.errors import UserError
 ROOT = Path(__file__).parent.parent
 
 
+def _failure(command: list[str]) -> str | None:
+    """Run a command to its end, also where this process is asked to end meanwhile; what it says where it fails."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        _, told = process.communicate()
+    except BaseException:
+        # What is half made cannot be removed.
+        process.wait()
+        raise
+    return None if process.returncode == 0 else told
+
+
 @contextmanager
 def checkout(revision: str) -> Iterator[Path]:
     """A worktree of a revision in a temporary folder.
@@ -36,11 +48,9 @@ def checkout(revision: str) -> Iterator[Path]:
         # Of what was killed the folder went with the machine's temporary files, and git still lists it.
         subprocess.run([*command, "prune"], capture_output=True, check=False)
         try:
-            added = subprocess.run([*command, "add", "--detach", str(path), revision], capture_output=True, text=True)
-            if added.returncode != 0:
-                raise UserError(
-                    f"--against {revision}: git cannot check it out: {added.stderr.strip().splitlines()[-1]}"
-                )
+            told = _failure([*command, "add", "--detach", str(path), revision])
+            if told is not None:
+                raise UserError(f"--against {revision}: git cannot check it out: {told.strip().splitlines()[-1]}")
             yield path
         finally:
             # Twice: git locks a worktree while it is made.
