@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,6 +48,16 @@ def test_the_ui_without_a_store_says_what_to_do(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.fixture
+def in_a_terminal() -> Iterator[None]:
+    """What a process inherits that was not started under nohup or in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("in_a_terminal")
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=lambda end: end.name)
 def test_the_ui_serves_the_runs_until_it_ends_however_that_is(end: signal.Signals, root: Path) -> None:
     """Ctrl-C; the terminal is closed; it is killed: the server never stays behind."""
