@@ -49,10 +49,8 @@ HISTORY, STEPS, SECONDS = "history/", "history/step", "history/seconds"
 GREY_LEVELS = 15
 """Above white, of which samples are kept in so many."""
 LOG_P, BOUND = "log_p_hat", "iwae_64"
-NATS_UNIT = 2.0**-10
-"""What these arrays, in nats per image, are counted in."""
-NATS_STEP = 2 * NATS_UNIT
-"""What they are rounded to: far less than the Monte Carlo error of an image."""
+NATS_STEP = 2.0**-10
+"""What these arrays, in nats per image, are rounded to: far less than the Monte Carlo error of an image."""
 COARSE = ("ess_64", "bound_gaps", "spread/log_q_sd", "spread/decoded_sd", "spread/unit_log_q_sd")
 """Arrays of which eight significant bits are enough, in half precision: 0.4 % of a value, which images differ by much
 more than."""
@@ -321,17 +319,15 @@ def _unpacked(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
 
 
 def _planes(nats: NDArray[Any]) -> NDArray[np.uint8]:
-    """Nats [n], rounded to `NATS_STEP`, as the four bytes of a count of units, [4, n]: byte by byte they compress
-    best."""
-    steps = np.rint(np.asarray(nats, dtype=np.float64) / NATS_STEP)
-    units = (steps * (NATS_STEP / NATS_UNIT)).astype("<i4")
-    return np.ascontiguousarray(units.view(np.uint8).reshape(-1, 4).T)
+    """Nats [n] in steps of `NATS_STEP`, as the four bytes of an integer, [4, n]: byte by byte they compress best."""
+    steps = np.rint(np.asarray(nats, dtype=np.float64) / NATS_STEP).astype("<i4")
+    return np.ascontiguousarray(steps.view(np.uint8).reshape(-1, 4).T)
 
 
 def _values(planes: NDArray[np.uint8]) -> NDArray[np.float32]:
     """The inverse of `_planes`, to a step."""
-    units = np.ascontiguousarray(planes.T).view("<i4").reshape(-1)
-    return (units * NATS_UNIT).astype(np.float32)
+    steps = np.ascontiguousarray(planes.T).view("<i4").reshape(-1)
+    return (steps * NATS_STEP).astype(np.float32)
 
 
 def load_results(root: Path) -> list[RunResult]:

@@ -202,7 +202,7 @@ def test_a_run_with_everything_that_the_paper_scale_keeps_takes_less_than_150_ki
         **{f"history/{name}": np.cumsum(rng.random(points)) for name in HISTORY_COLUMNS},
     }
     series = tuple(
-        Waypoint(steps, steps / 2_980, "finished", {"seed": 1}, {"nll": 1.0}, {"log_p_hat": nats(1_000), **units})
+        Waypoint(steps, steps / 2_980, "finished", {"seed": 1}, {"nll": 1.0}, {"log_p_hat": nats(1_000)})
         for steps in stage_ends(spec)[:-1]
     )
     result = RunResult(
