@@ -129,19 +129,33 @@ INLINE void tile(const int words, const int tall, const int wide, const Epilogue
         }
 }
 
-// out[M, N] = bias[N] + a[M, K] b[K, N], N whole vectors, bias may be NULL.
+// A matrix in panels: its first `panel_width` columns, row by row, then the next ones, so that tiles go through it in
+// the order in which it lies in memory. `columns` are whole vectors; the panel begins with column j.
+typedef struct {
+    const float *at;
+    long rows;
+} Panels;
+INLINE long panel_width(long columns, long j) {
+    long vectors = (columns - j) / WIDTH;
+    return WIDTH * (vectors == 4 || vectors == 2 ? 2 : vectors >= WIDE ? WIDE : 1);
+}
+
+// out[M, N] = bias[N] + a[M, K] b[K, N], N whole vectors. The bias is the last row of `biased`; that may be NULL.
+// Adam's target is in panels, and b is not: its rows are `b.rows` floats apart.
 INLINE void product(const int words, const Epilogue epilogue, long M, long N, long K, const float *a, long lda,
-                    const float *b, long ldb, const float *bias, float *out, long ldo, const Extra *extra) {
+                    Panels b, const Panels *biased, float *out, long ldo, const Extra *extra) {
 #define TILE(TALL, WIDE)                                                                                              \
-    tile(words, TALL, WIDE, epilogue, K, own_a, lda, b + j, ldb, own_bias, out + offset, ldo, extra, offset)
-#define TILES(TALL) (wide == 3 ? TILE(TALL, 3) : wide == 2 ? TILE(TALL, 2) : TILE(TALL, 1))
-    for (long j = 0, wide; j < N; j += wide * WIDTH) {
-        long vectors = (N - j) / WIDTH;
-        wide = vectors == 4 || vectors == 2 ? 2 : vectors >= 3 ? 3 : 1;
-        const float *own_bias = bias ? bias + j : 0;
+    tile(words, TALL, WIDE, epilogue, K, own_a, lda, own_b, ldb, own_bias, out + offset, ld, extra, offset)
+#define TILES(TALL) (width == 3 * WIDTH ? TILE(TALL, 3) : width == 2 * WIDTH ? TILE(TALL, 2) : TILE(TALL, 1))
+    const int adam = epilogue == ADAM;
+    for (long j = 0, width; j < N; j += width) {
+        width = panel_width(N, j);
+        const float *own_b = b.at + (adam ? j : j * b.rows);
+        const float *own_bias = biased ? biased->at + j * biased->rows + (biased->rows - 1) * width : 0;
+        const long ldb = adam ? b.rows : width, ld = adam ? width : ldo;
         for (long i = 0, tall; i < M; i += tall) {
-            long rows = M - i, offset = i * ldo + j;
-            const float *own_a = epilogue == ADAM ? a + i / 8 * 8 * K + i % 8 : a + i * lda;
+            long rows = M - i, offset = adam ? j * M + i * width : i * ldo + j;
+            const float *own_a = adam ? a + i / 8 * 8 * K + i % 8 : a + i * lda;
             tall = rows >= TALL ? TALL : rows >= 4 ? 4 : 1;
             if (tall == TALL) TILES(TALL);
             else if (tall == 4) TILES(4);
@@ -154,10 +168,9 @@ INLINE void product(const int words, const Epilogue epilogue, long M, long N, lo
 
 // A function for each epilogue: inlined into its callers the tiles would be there many times.
 #define PRODUCT(NAME, WORDS, EPILOGUE)                                                                                \
-    static __attribute__((noinline)) void NAME(long M, long N, long K, const float *a, long lda, const float *b,      \
-                                               long ldb, const float *bias, float *out, long ldo,                     \
-                                               const Extra *extra) {                                                  \
-        product(WORDS, EPILOGUE, M, N, K, a, lda, b, ldb, bias, out, ldo, extra);                                     \
+    static __attribute__((noinline)) void NAME(long M, long N, long K, const float *a, long lda, Panels b,            \
+                                               const Panels *biased, float *out, long ldo, const Extra *extra) {      \
+        product(WORDS, EPILOGUE, M, N, K, a, lda, b, biased, out, ldo, extra);                                        \
     }
 PRODUCT(product_plain, 0, PLAIN)
 PRODUCT(product_tanh, 0, TANH)
@@ -182,11 +195,10 @@ static void words_in_columns(const float *from, long rows, long ld, float *to) {
             store(to + r / 2 * ld + j, as_float(words_of_two(load(from + r * ld + j), load(from + (r + 1) * ld + j))));
 }
 
-// to[j, i] = from[i, j], [rows, ld] to [ld, PADDED(rows)]; what lies beyond the rows becomes zero.
-static void transpose_matrix(const float *from, long rows, long ld, float *to) {
-    long ldt = PADDED(rows);
+// to[j, i] = from[i, j], [rows, columns] to [columns, ldt]; what lies beyond the rows becomes zero.
+static void transpose_matrix(const float *from, long rows, long columns, long ld, float *to, long ldt) {
     for (long i = 0; i < ldt; i += WIDTH)
-        for (long j = 0; j < ld; j += WIDTH) {
+        for (long j = 0; j < columns; j += WIDTH) {
             vec r[WIDTH];
             for (int k = 0; k < WIDTH; k++) r[k] = i + k < rows ? load(from + (i + k) * ld + j) : all(0);
             transpose(r);

@@ -31,8 +31,10 @@ typedef struct {
     Estimator estimator;
 } Settings;
 
-typedef struct {  // weight [in][ld], then bias [ld]
+// Weights [in][ld], then bias [ld]: in panels, but where the inputs are pixels row by row.
+typedef struct {
     long in, out, ld;
+    int takes_pixels;
     float *weight, *m, *v;
 } Dense;
 typedef struct {
@@ -72,7 +74,7 @@ static void lay_out_block(Model *s, Block *k, long rows, long in, long width, lo
     k->is_gaussian = is_gaussian;
     for (int l = 0; l < 3; l++) {
         Dense *y = k->layer + l;
-        y->in = shape[l][0], y->out = shape[l][1], y->ld = PADDED(y->out);
+        y->in = shape[l][0], y->out = shape[l][1], y->ld = PADDED(y->out), y->takes_pixels = y->in == PIXELS;
         y->weight = s->state[0] + *at, y->m = s->state[1] + *at, y->v = s->state[2] + *at;
         *at += (y->in + 1) * y->ld;
         s->count += (y->in + 1) * y->out;
@@ -143,10 +145,15 @@ Model *model_new(const Settings *settings) {
 int has_bfloat16(void) { return HAS_BFLOAT16; }
 long model_count(const Model *s) { return s->count; }
 
-static void copy_columns(float *padded, float *flat, long rows, long ld, long columns, int out_of) {
-    for (long i = 0; i < rows; i++) {
-        float *a = padded + i * ld, *b = flat + i * columns;
-        memcpy(out_of ? b : a, out_of ? a : b, columns * sizeof(float));
+// Elements of a layer, padded, to or from its heads in turn, each [in + 1, columns].
+static void copy_layer(const Dense *y, float *padded, float *flat, long columns, int out_of) {
+    for (long j = 0, width; j < y->out; j += width, padded += (y->in + 1) * width) {
+        width = y->takes_pixels ? y->ld : panel_width(y->ld, j);
+        for (long i = 0; i <= y->in; i++)
+            for (long c = j; c < y->out && c < j + width; c++) {
+                float *a = padded + i * width + c - j, *b = flat + (c / columns * (y->in + 1) + i) * columns + c % columns;
+                *(out_of ? b : a) = *(out_of ? a : b);
+            }
     }
 }
 // Between buffer `which` (0 parameters, 1 first, 2 second moment) and a row of `Parameters`, [count].
@@ -158,42 +165,53 @@ void model_copy(Model *s, int which, float *flat, int out_of) {
             const Dense *y = k->layer + l;
             float *padded = s->state[which] + (y->weight - s->state[0]);
             int heads = l == 2 && k->is_gaussian ? 2 : 1;
-            long columns = y->out / heads;
-            for (int head = 0; head < heads; head++, flat += (y->in + 1) * columns)
-                copy_columns(padded + head * columns, flat, y->in + 1, y->ld, columns, out_of);
+            copy_layer(y, padded, flat, y->out / heads, out_of);
+            flat += (y->in + 1) * y->out;
         }
     }
 }
 
 // ---------- a layer: forward, back to its inputs, and into its weights with Adam ----------
+static Panels panels_of(const Dense *y) { return (Panels){y->weight, y->in + 1}; }
 static void forward(const Model *s, const Dense *y, const float *in, long ldi, float *out, long rows,
                     int through_tanh) {
+    const Panels weights = panels_of(y);
     if (s->set.words_forward) {
+        const Panels words = {s->right_words, (y->in + 1) / 2};
         words_in_rows(in, rows, ldi, s->left_words);
-        words_in_columns(y->weight, y->in, y->ld, s->right_words);
-        (through_tanh ? product_words_tanh : product_words_plain)(rows, y->ld, (y->in + 1) / 2, s->left_words, ldi / 2,
-                                                                  s->right_words, y->ld, y->weight + y->in * y->ld, out,
-                                                                  y->ld, NULL);
+        for (long j = 0, width; j < y->ld; j += width) {
+            width = panel_width(y->ld, j);
+            words_in_columns(weights.at + j * weights.rows, y->in, width, s->right_words + j * words.rows);
+        }
+        (through_tanh ? product_words_tanh : product_words_plain)(rows, y->ld, words.rows, s->left_words, ldi / 2, words,
+                                                                  &weights, out, y->ld, NULL);
         return;
     }
     (!through_tanh ? product_plain : s->set.forward_only ? product_quick_tanh : product_tanh)(
-        rows, y->ld, y->in, in, ldi, y->weight, y->ld, y->weight + y->in * y->ld, out, y->ld, NULL);
+        rows, y->ld, y->in, in, ldi, weights, &weights, out, y->ld, NULL);
 }
-// `activation`: what the inputs are, if they come out of a tanh.
+// `activation`: what the inputs are, if they come out of a tanh. A panel of inputs is transposed and used at once,
+// while the second cache has it.
 static void to_inputs(Model *s, const Dense *y, const float *d_out, float *d_in, long rows, const float *activation) {
-    Extra extra = {.activation = activation};
-    long ld = PADDED(y->in);
-    if (s->set.words_backward) {
-        words_in_rows(d_out, rows, y->ld, s->left_words);
-        words_in_rows(y->weight, y->in, y->ld, s->right_words);
-        transpose_matrix(s->right_words, y->in, y->ld / 2, s->transposed);
-        (activation ? product_words_tanh_backward : product_words_plain)(
-            rows, ld, (y->out + 1) / 2, s->left_words, y->ld / 2, s->transposed, ld, NULL, d_in, ld, &extra);
-        return;
+    const int words = s->set.words_backward;
+    const long ld = PADDED(y->in), pairs = (y->out + 1) / 2;
+    if (words) words_in_rows(d_out, rows, y->ld, s->left_words);
+    for (long i = 0, width; i < ld; i += width) {
+        width = panel_width(ld, i);
+        for (long j = 0, columns; j < y->ld; j += columns) {
+            columns = panel_width(y->ld, j);
+            transpose_matrix(y->weight + j * (y->in + 1) + i * columns, y->in - i, columns, columns,
+                             s->transposed + j * width, width);
+        }
+        Extra extra = {.activation = activation ? activation + i : NULL};
+        if (words) {
+            words_in_columns(s->transposed, y->out, width, s->right_words);
+            (activation ? product_words_tanh_backward : product_words_plain)(
+                rows, width, pairs, s->left_words, y->ld / 2, (Panels){s->right_words, pairs}, NULL, d_in + i, ld, &extra);
+        } else
+            (activation ? product_tanh_backward : product_plain)(
+                rows, width, y->out, d_out, y->ld, (Panels){s->transposed, y->out}, NULL, d_in + i, ld, &extra);
     }
-    transpose_matrix(y->weight, y->in, y->ld, s->transposed);
-    (activation ? product_tanh_backward : product_plain)(rows, ld, y->out, d_out, y->ld, s->transposed, ld,
-                                                         NULL, d_in, ld, &extra);
 }
 // The left operand of a weight gradient in words of two rows, by eights of inputs; the last input is the bias. Where
 // `rows` is odd, the row after the last one has weight zero.
@@ -218,8 +236,8 @@ static void to_weights(Model *s, Dense *y, const float *in, long ldi, const floa
     if (s->set.words_backward) {
         pack_words(s->packed, in, ldi, y->in, weight, rows);
         words_in_columns(d_out, rows, y->ld, s->right_words);
-        product_words_adam(y->in + 1, y->ld, (rows + 1) / 2, s->packed, 0, s->right_words, y->ld, NULL, y->weight,
-                           y->ld, &extra);
+        product_words_adam(y->in + 1, y->ld, (rows + 1) / 2, s->packed, 0, (Panels){s->right_words, y->ld}, NULL,
+                           y->weight, 0, &extra);
         return;
     }
     float *packed = s->packed;
@@ -229,7 +247,7 @@ static void to_weights(Model *s, Dense *y, const float *in, long ldi, const floa
             _mm256_storeu_ps(packed + i * rows + 8 * r, _mm256_mul_ps(w, _mm256_loadu_ps(in + r * ldi + i)));
     }
     for (long r = 0; r < rows; r++) packed[y->in / 8 * 8 * rows + 8 * r + y->in % 8] = weight ? weight[r] : 1;
-    product_adam(y->in + 1, y->ld, rows, packed, 0, d_out, y->ld, NULL, y->weight, y->ld, &extra);
+    product_adam(y->in + 1, y->ld, rows, packed, 0, (Panels){d_out, y->ld}, NULL, y->weight, 0, &extra);
 }
 
 // ---------- the first layer: its inputs are 0 or 1, so its products are sums of rows ----------
@@ -383,8 +401,8 @@ static void bernoulli_of_hidden(Model *s) {
     const Dense *y = s->p[0].layer + 2;
     Extra extra = {.bits = s->bits, .linear = s->linear, .factors = s->factors};
     for (long r = 0; r < s->rows; r++) store(s->linear + r * WIDTH, all(0)), store(s->factors + r * WIDTH, all(1));
-    product_bernoulli(s->rows, y->ld, y->in, s->p[0].hidden[1], y[-1].ld, y->weight, y->ld, y->weight + y->in * y->ld,
-                      NULL, y->ld, &extra);
+    const Panels weights = panels_of(y);
+    product_bernoulli(s->rows, y->ld, y->in, s->p[0].hidden[1], y[-1].ld, weights, &weights, NULL, y->ld, &extra);
     for (long r = 0; r < s->rows; r++)
         s->log_px[r] = total(sub(load(s->linear + r * WIDTH), logarithm(load(s->factors + r * WIDTH))));
 }
