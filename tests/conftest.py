@@ -85,7 +85,7 @@ def own_signal_handling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(interruption, "_requested", None)
     monkeypatch.setattr(interruption, "_parent", None)
     monkeypatch.setattr(interruption, "_deadline", None)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -233,7 +233,7 @@ def evaluate_cohort(
 
     `facts` goes into every evaluation's record beside what is measured.
 
-    Raises: UserError with what went wrong; Stopped after SIGINT or SIGTERM.
+    Raises: UserError with what went wrong; Stopped when asked to stop.
     """
     waiting = list({run.target: run for run in runs if not run.is_evaluated}.values())
     dataset = verified_dataset(data)

@@ -71,7 +71,7 @@ def train_jobs(
 
     `wait_seconds`: for each run that another process trains.
 
-    Raises: UserError with what went wrong in each stack that failed; Stopped after SIGINT or SIGTERM.
+    Raises: UserError with what went wrong in each stack that failed; Stopped when asked to stop.
     """
     verified_dataset(data)
     for job in jobs:

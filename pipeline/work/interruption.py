@@ -1,4 +1,4 @@
-"""Stopping cleanly: SIGINT, SIGTERM and a time limit set a flag that long work looks at between steps."""
+"""Stopping cleanly: SIGINT, SIGTERM, SIGHUP and a time limit set a flag that long work looks at between steps."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ def _request(number: int, frame: FrameType | None) -> None:
 
 
 def listen(parent: int | None = None) -> None:
-    """Turn SIGINT and SIGTERM of this process into a request to stop.
+    """Turn SIGINT, SIGTERM and SIGHUP (the terminal closes) of this process into a request to stop.
 
+    Under nohup SIGHUP stays ignored: the work is to outlive its terminal.
     A request made before (a forked process inherits its parent's handlers) still stands.
     `parent`: also stop when this process is no longer a child of that one (it was killed).
     """
@@ -32,6 +33,8 @@ def listen(parent: int | None = None) -> None:
     _parent = parent
     signal.signal(signal.SIGINT, _request)
     signal.signal(signal.SIGTERM, _request)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, _request)
 
 
 def clear() -> None:
@@ -47,7 +50,7 @@ def stop_after(seconds: float) -> None:
 
 
 def signalled() -> bool:
-    """Whether SIGINT or SIGTERM came."""
+    """Whether a signal that asks to stop came."""
     return _requested is not None
 
 

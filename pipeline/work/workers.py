@@ -159,7 +159,7 @@ def run_parallel(
     `started()` is called once all workers run.
     A failed item does not stop the others.
 
-    Raises: UserError with the messages of all items that failed; Stopped after SIGINT or SIGTERM.
+    Raises: UserError with the messages of all items that failed; Stopped when asked to stop.
     """
     interruption.listen()
     crew = _Crew(items, name)

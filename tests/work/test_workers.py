@@ -197,6 +197,15 @@ def test_a_signal_while_the_workers_are_busy_stops_them() -> None:
     assert sorted(seen) == [(0, "at work"), (1, "at work")]
 
 
+def test_a_closed_terminal_stops_the_work_unless_it_is_to_be_ignored() -> None:
+    for handler, stops in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):  # The second as under nohup.
+        interruption.clear()
+        signal.signal(signal.SIGHUP, handler)
+        interruption.listen()
+        signal.raise_signal(signal.SIGHUP)
+        assert interruption.stop_requested() is stops
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="needs fork, so that the worker has the patched function")
 def test_a_signal_while_a_worker_starts_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     listen = interruption.listen
@@ -256,7 +265,9 @@ def running(pid: int) -> bool:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL], ids=lambda number: number.name
+)
 def test_signal_to_the_parent_ends_the_workers_with_their_state_saved(number: signal.Signals, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
