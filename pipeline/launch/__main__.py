@@ -19,11 +19,13 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline.errors import UserError
 from pipeline.experiments.choices import AUTO, DEVICES, ENGINES
@@ -33,30 +35,57 @@ from pipeline.paths import Paths
 from pipeline.records.provenance import LAUNCHER
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses in one line, without the usage of all options."""
+
+    def error(self, message: str) -> NoReturn:
+        # `argument --minutes: must be ...` as a sentence.
+        told = re.sub(r"^argument (\S+): (?=must )", r"\1 ", message)
+        self.exit(2, f"error: {told}; `{self.prog} --help` tells more\n")
+
+
+def _count(text: str) -> int:
+    """Raises: ArgumentTypeError where it is no whole number from 1."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"must be at least 1, a whole number; not {text!r}")
+    return int(text)
+
+
+def _amount(text: str) -> float:
+    """Raises: ArgumentTypeError where it is no number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be above 0, a number such as 90 or 0.5; not {text!r}")
+    return value
+
+
 def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
     shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
     shared.add_argument("--cohorts", type=Path, default=paths.cohorts, help="the folder of resolved cohorts (cohorts)")
     shared.add_argument("--device", choices=DEVICES, default=AUTO)
-    shared.add_argument("--workers", type=int, help="processes on a CPU (one a core)")
+    shared.add_argument("--workers", type=_count, help="processes on a CPU (one a core)")
     shared.add_argument("--engine", choices=ENGINES, default=AUTO, help="how a GPU runs updates (auto)")
     shared.add_argument("--again", action="store_true", help="train also what reports/ has but the store has not")
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
+    parser = _Parser(prog=f"python -m {LAUNCHER}", description=__doc__, formatter_class=formatter)
     commands = parser.add_subparsers(dest="command", required=True)
     working = commands.add_parser("run", parents=[shared], help="start or continue the next unfinished cohort, and on")
-    working.add_argument("--minutes", type=float, help="stop cleanly before so much time has passed")
+    working.add_argument("--minutes", type=_amount, help="stop cleanly before so much time has passed")
     working.add_argument(
         "--to-epoch",
-        type=int,
+        type=_count,
         nargs="+",
         default=[],
         metavar="N",
         help="take all that is chosen so far (then so far) before anything goes deeper",
     )
     working.add_argument("--idle", action="store_true", help="leave the machine to others: at the lowest priority")
-    working.add_argument("--checkpoint-seconds", type=float, default=30.0, help="a killed run loses no more (30)")
+    working.add_argument("--checkpoint-seconds", type=_amount, default=30.0, help="a killed run loses no more (30)")
     working.add_argument(
         "--ray",
         nargs="?",
@@ -68,7 +97,7 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
     commands.add_parser("status", parents=[shared], help="what is done, what is left, how long it takes")
     commands.add_parser("measure", parents=[shared], help="time a few steps of each kind of run on this machine")
     simulating = commands.add_parser("simulate", parents=[shared], help="how long so many devices would take")
-    simulating.add_argument("devices", type=int, nargs="+")
+    simulating.add_argument("devices", type=_count, nargs="+")
     simulating.add_argument("--machine", metavar="NAME", help="at speeds of that machine in the store (this one)")
     simulating.add_argument("--speeds", type=Path, help="JSON: updates a second by shape, before those in the store")
     for name, text in (("pack", "put runs and checkpoints into a file"), ("unpack", "take them from a file")):
@@ -81,16 +110,8 @@ def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
                 help="leave out the weights of evaluated waypoints on the way: all that begun runs need to go on",
             )
     arguments = parser.parse_args(words)
-    if arguments.workers is not None and arguments.workers < 1:
-        parser.error("--workers must be at least 1")
-    if min(getattr(arguments, "devices", [1])) < 1:
-        parser.error("simulate needs at least 1 device")
-    if min(getattr(arguments, "to_epoch", None) or [1]) < 1:
-        parser.error("--to-epoch must be at least 1")
     if getattr(arguments, "ray", None) and arguments.workers is not None:
         parser.error("--workers: with --ray a run takes one core, and a cohort one GPU")
-    if getattr(arguments, "minutes", None) is not None and not arguments.minutes > 0:
-        parser.error("--minutes must be above 0")
     return arguments
 
 

@@ -134,7 +134,10 @@ def check_epochs(project: Project, epochs: Sequence[int]) -> None:
     """Raises: UserError when no chosen run goes so deep."""
     deepest = max(run.epochs for cohort in project.chosen for run in cohort.runs)
     if epochs and max(epochs) > deepest:
-        raise UserError(f"--to-epoch {max(epochs)}: what was chosen ends at {deepest:g} epochs; raise its stages")
+        raise UserError(
+            f"--to-epoch {max(epochs)}: what was chosen ends at {deepest:g} epochs;"
+            " raise its stages, epochs or max_steps in params.yaml"
+        )
 
 
 def cut(project: Project, epochs: int) -> Project:

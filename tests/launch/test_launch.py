@@ -435,6 +435,14 @@ def test_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         (["pack", "runs.tar"], ".store: holds no run or checkpoint of the chosen cohorts; nothing to pack"),
         (["run", "--minutes", "0"], "--minutes must be above 0"),
         (["run", "--workers", "0"], "--workers must be at least 1"),
+        (["run", "--minutes", "1h30"], "--minutes must be above 0, a number such as 90 or 0.5; not '1h30'"),
+        (["run", "--minutes", "nan"], "--minutes must be above 0"),
+        (["run", "--minutes", "inf"], "--minutes must be above 0"),
+        (["run", "--checkpoint-seconds", "nan"], "--checkpoint-seconds must be above 0"),
+        (["run", "--checkpoint-seconds", "-1"], "--checkpoint-seconds must be above 0"),
+        (["run", "--to-epoch", "1", "0"], "--to-epoch must be at least 1, a whole number; not '0'"),
+        (["run", "--to-epoch", "nan"], "--to-epoch must be at least 1, a whole number; not 'nan'"),
+        (["simulate", "1", "0"], "devices must be at least 1"),
         (["walk"], "invalid choice: 'walk'"),
     ],
 )
@@ -448,8 +456,10 @@ def test_mistakes(
 ) -> None:
     monkeypatch.chdir(bare_copy(project, tmp_path))
     with pytest.raises((UserError, SystemExit)) as caught:
-        command_line.main([words[0], "--scale", "tiny", *words[1:]])
-    assert message in str(caught.value) + capsys.readouterr().err
+        command_line.main([words[0], *words[1:], "--scale", "tiny"])
+    told = str(caught.value) if isinstance(caught.value, UserError) else capsys.readouterr().err
+    assert message in told
+    assert len(told.strip().splitlines()) == 1, told
 
 
 def test_the_time_left_on_cores_holds_what_is_to_be_evaluated() -> None:
