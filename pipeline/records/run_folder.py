@@ -226,7 +226,9 @@ def write_waypoint(job: Job, state: RunState, facts: TrainingFacts) -> None:
     target = job.waypoint(state.step)
     if is_whole(target, job.digest):
         return
-    if target.exists():
+    if is_thinned(target, job.digest):
+        shutil.rmtree(target, ignore_errors=True)
+    elif target.exists():
         set_aside(target, f"{target}: not whole")
     building = job.folder / f"{target.name}{PART}"
     shutil.rmtree(building, ignore_errors=True)
@@ -345,7 +347,8 @@ def load_waypoint(folder: Path, latent: tuple[int, ...], digest: str | None = No
 
 def _states(job: Job) -> Iterator[Path]:
     """Checkpoints and waypoints up to the run's depth: what is plainly damaged, then the deepest first."""
-    states = [(float(steps), job.waypoint(steps)) for steps in stored_waypoints(job.folder)]
+    waypoints = ((float(steps), job.waypoint(steps)) for steps in stored_waypoints(job.folder))
+    states = [(steps, path) for steps, path in waypoints if not is_thinned(path, job.digest)]
     for path in job.checkpoints:
         if path.exists():
             states.append((checkpoint_step(path) or math.inf, path))
@@ -376,8 +379,11 @@ def checkpoint_path(job: Job) -> Path:
 
 
 def heal(job: Job) -> None:
-    """Set aside a finished waypoint whose files do not verify, so that it is computed again."""
-    if not job.finished.exists():
+    """Set aside a finished waypoint whose files do not verify, so that it is computed again.
+
+    One that was carried without its state is not damaged; training puts the whole one in its place.
+    """
+    if not job.finished.exists() or is_thinned(job.finished, job.digest):
         return
     try:
         verify_waypoint(job.finished, job.digest)

@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from pipeline.data.datasets import load_dataset
 from pipeline.experiments.spec import CohortSpec, EvaluationSpec
+from pipeline.files import ASIDE
 from pipeline.launch.archive import pack, unpack
 from pipeline.launch.cores import run
 from pipeline.launch.launcher import Project, cut
@@ -215,6 +216,24 @@ def test_a_waypoint_without_its_state_that_was_not_evaluated_does_not_count(caps
     assert "from update 40 to 130" in capsys.readouterr().out
     (result,) = load_results(Path("reports/overnight/results"))
     assert [waypoint.steps for waypoint in result.waypoints] == [40]
+
+
+def test_a_waypoint_without_its_state_is_not_called_damaged(capfd: pytest.CaptureFixture[str]) -> None:
+    """Elsewhere a grid ends at a waypoint that came without its state: it is made again, and nothing is set aside."""
+    cohorts = grid(overnight=130)
+    begun = project(cohorts, "overnight")
+    interruption.clear()
+    assert run(replace(begun, chosen=begun.chosen[:1]), None) == 0
+    pack(Path("light.tar"), begun.chosen, cohorts, begun.store, HERE, begun.evaluations)
+    elsewhere, shallower = Path("elsewhere"), grid(overnight=40)
+    unpack(Path("light.tar"), elsewhere)
+    (moved,) = project(shallower, "overnight", elsewhere).jobs(shallower[f"overnight/{NAME}"])
+    assert is_thinned(moved.finished, moved.digest)
+    capfd.readouterr()
+    there = take(shallower, "overnight", elsewhere)
+    assert "warning" not in capfd.readouterr().err
+    assert not list(elsewhere.rglob(ASIDE))
+    assert_same_runs(there, take(shallower, "overnight", Path("another-store")))
 
 
 SCRIPT = """
