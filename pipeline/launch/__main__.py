@@ -63,7 +63,7 @@ def _amount(text: str) -> float:
 
 
 def _arguments(words: Sequence[str] | None, paths: Paths) -> argparse.Namespace:
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--scale", default="paper", help="a scale, or a pattern such as 'trial-*' (paper)")
     shared.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="these cohorts or runs, in this order")
     shared.add_argument("--cohorts", type=Path, default=paths.cohorts, help="the folder of resolved cohorts (cohorts)")

@@ -199,6 +199,10 @@ def describe(plan: Sequence[Standing], machine: Machine, paths: Paths) -> str:
     begun = sum(item.share_trained > 0 for item in open_items)
     lines.append(f"{len(plan)} cohorts: {len(plan) - len(open_items)} done, {begun} begun, {len(open_items)} to do")
     lines.append(f"progress: {100 * progress(plan):.2f} % of the updates, each weighing what it costs")
+    runs = sum(len(item.cohort.runs) for item in plan)
+    # As the reports and README.md count them.
+    finished = sum(len(item.cohort.runs) if item.need in AT_END else item.evaluated for item in plan)
+    lines.append(f"{finished} of {runs} runs finished")
     if open_items:
         measured = f"{clock(sum(timed))} for {len(timed)} of them at speeds measured on this machine"
         unknown = len(open_items) - len(timed)

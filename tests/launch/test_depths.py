@@ -233,6 +233,7 @@ def test_a_waypoint_without_its_state_is_not_called_damaged(capfd: pytest.Captur
     there = take(shallower, "overnight", elsewhere)
     assert "warning" not in capfd.readouterr().err
     assert not list(elsewhere.rglob(ASIDE))
+    shutil.rmtree("reports")
     assert_same_runs(there, take(shallower, "overnight", Path("another-store")))
 
 

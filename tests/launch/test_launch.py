@@ -40,7 +40,7 @@ from pipeline.launch.plan import (
     remember,
     run_shape,
 )
-from pipeline.paths import HERE
+from pipeline.paths import HERE, Paths
 from pipeline.records.store import store_folder
 from pipeline.records.sums import SHA256
 from pipeline.training.train import run_lock
@@ -407,6 +407,20 @@ def test_no_run_goes_deeper_than_its_scale() -> None:
     check_epochs(project, [10, 1])
     with pytest.raises(UserError, match="--to-epoch 11: what was chosen ends at 10 epochs; raise its stages"):
         check_epochs(project, [1, 11])
+
+
+def test_the_plan_counts_runs_as_the_reports_do(tmp_path: Path) -> None:
+    """Those of recorded cohorts, and of others those that are evaluated at their depth."""
+    cohort = CohortSpec("tiny", "a", "a", (make_run(max_steps=30), make_run(seed=1, max_steps=30, name="s1")))
+    plan = [
+        Standing(cohort, BLOCKED, "", (), (), 0),
+        Standing(cohort, RECORDED, "", (), (), 0),
+        Standing(cohort, TRAIN, "", (), (30, 10), 1),
+    ]
+    (tmp_path / "reports/tiny/results/a").mkdir(parents=True)
+    (tmp_path / "reports/tiny/results/a/metrics.json").write_text("{}")
+    text = describe(plan, Machine(torch.device("cpu"), 1, 1e9), Paths(tmp_path))
+    assert "3 of 6 runs finished" in text.splitlines()
 
 
 def test_what_is_left_to_others(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
