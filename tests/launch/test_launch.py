@@ -470,7 +470,7 @@ def test_mistakes(
 ) -> None:
     monkeypatch.chdir(bare_copy(project, tmp_path))
     with pytest.raises((UserError, SystemExit)) as caught:
-        command_line.main([words[0], *words[1:], "--scale", "tiny"])
+        command_line.main([words[0], "--scale", "tiny", *words[1:]])
     told = str(caught.value) if isinstance(caught.value, UserError) else capsys.readouterr().err
     assert message in told
     assert len(told.strip().splitlines()) == 1, told
