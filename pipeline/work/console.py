@@ -50,6 +50,7 @@ class ProgressMeter:
         comes before any work, since starting processes is none."""
         if not self._done:
             self._start = time.monotonic()
+            self._next_line = self._start + FIRST_LINE_SECONDS
         self._position += count
         self._effort_position += count if effort is None else effort
         if self._bar is not None:

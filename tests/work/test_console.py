@@ -104,6 +104,21 @@ def test_skipped_work_counts_as_done_but_not_as_speed(clock: Clock, capsys: pyte
     assert lines(capsys) == ["x: 480 of 1,000 steps, 2/s; 4:20 left"]
 
 
+def test_a_slow_start_is_no_reason_for_a_line_after_the_first_update(
+    clock: Clock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whose rate would be that of an instant: thousands a second, and nothing left to wait for."""
+    meter = ProgressMeter("x", 2_000, "update")
+    clock.now += FIRST_LINE_SECONDS + 60
+    meter.skip(0)
+    clock.now += 0.0001
+    meter.advance(1)
+    assert lines(capsys) == []
+    clock.now += FIRST_LINE_SECONDS
+    meter.advance(49)
+    assert lines(capsys) == ["x: 50 of 2,000 updates, 10/s; 3:15 left"]
+
+
 def test_skipping_alone_prints_no_rate(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     meter = ProgressMeter("x", 1_000, "step")
     clock.now += 40
