@@ -7,8 +7,10 @@ scale first.
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 
-from pipeline.data.datasets import load_dataset
+from pipeline.data.datasets import INFO, Dataset, load_dataset
 from pipeline.errors import UserError
 from pipeline.experiments.names import CellName
 from pipeline.paths import Paths
@@ -17,6 +19,15 @@ from pipeline.records.shipped import ROUNDING, check_nll, shipped_cells, shipped
 from pipeline.work.machine import resolve_device
 from pipeline.work.memory import keep_freed_memory
 from stages import run_stage
+
+
+def dataset_of(name: str, paths: Paths) -> Dataset:
+    """A dataset, which DVC downloads and binarizes first where it is not here."""
+    folder = paths.binarized(name)
+    if not (folder / INFO).exists():
+        print(f"{name}: its images are not here yet: `dvc repro binarize@{name}` makes them now", flush=True)
+        subprocess.run([sys.executable, "-m", "dvc", "repro", "--quiet", f"binarize@{name}"], check=False)
+    return load_dataset(folder)
 
 
 def main(paths: Paths) -> None:
@@ -41,7 +52,7 @@ def main(paths: Paths) -> None:
     check = check_nll(
         result,
         shipped_weights(result, paths),
-        load_dataset(paths.binarized(result.spec.dataset)),
+        dataset_of(result.spec.dataset, paths),
         arguments.images,
         device,
     )
@@ -50,9 +61,14 @@ def main(paths: Paths) -> None:
         f" ({result.evaluation['num_samples']} samples), committed {check.committed:.4f};"
         f" difference {check.difference:+.5f}, of one image at most {check.largest:.5f}"
     )
-    if not check.agrees:
+    if not check.images_agree:
         raise UserError(f"{cell}: does not agree: each image may differ by {ROUNDING:.4f} nats")
-    print(f"agrees: each image may differ by {ROUNDING:.4f} nats")
+    told = (
+        f"the NLL of the tables is {check.shown:.4f}, the mean of the {check.total} committed images {check.mean:.4f}"
+    )
+    if not check.agrees:
+        raise UserError(f"{cell}: does not agree: {told}")
+    print(f"agrees: each image may differ by {ROUNDING:.4f} nats; {told}")
     if not arguments.cell:
         print("choose another: make verify-results CELL=... IMAGES=...; shipped are\n  " + "\n  ".join(cells))
 

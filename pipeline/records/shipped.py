@@ -26,7 +26,7 @@ from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.files import atomic_path, content_of, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.paths import Paths
-from pipeline.records.results import RunResult
+from pipeline.records.results import NATS_STEP, RunResult
 from pipeline.records.run_folder import WEIGHTS, is_whole, read_run, read_weights, waypoint_name
 from pipeline.records.store import training_folder
 from pipeline.records.sums import read_sealed, sealed
@@ -171,7 +171,9 @@ def shipped_weights(result: RunResult, paths: Paths) -> Path:
     with content_of(path, "a file of weights", f"`git checkout {path}` brings it back"):
         sha256 = sha256_file(path)
     if sha256 != entry["sha256"]:
-        raise UserError(f"{path}: not the file that was shipped (its SHA-256 differs); `git checkout {path}`")
+        raise UserError(
+            f"{path}: not the file that was shipped (its SHA-256 differs); `git checkout {path}` brings it back"
+        )
     return path
 
 
@@ -186,14 +188,22 @@ class Check:
     committed: float
     largest: float
     """The largest difference of one image's log p_hat."""
+    shown: float
+    """The NLL of tables and MLflow, which is of all evaluated images."""
+    mean: float
+    """The mean of what is committed of these images one by one."""
 
     @property
     def difference(self) -> float:
         return self.nll - self.committed
 
     @property
-    def agrees(self) -> bool:
+    def images_agree(self) -> bool:
         return self.largest <= ROUNDING
+
+    @property
+    def agrees(self) -> bool:
+        return self.images_agree and abs(self.shown - self.mean) <= NATS_STEP
 
 
 def check_nll(result: RunResult, weights: Path, dataset: Dataset, count: int, device: torch.device) -> Check:
@@ -219,4 +229,13 @@ def check_nll(result: RunResult, weights: Path, dataset: Dataset, count: int, de
     estimate = likelihoods(log_weights, images, evaluation["num_samples"], evaluation["bound_samples"])
     ours, theirs = estimate.log_p_hat.astype(np.float64), committed[places].astype(np.float64)
     largest = float(np.max(np.abs(ours - theirs)))
-    return Check(result.cell, len(places), len(evaluated), -float(ours.mean()), -float(theirs.mean()), largest)
+    return Check(
+        cell=result.cell,
+        images=len(places),
+        total=len(evaluated),
+        nll=-float(ours.mean()),
+        committed=-float(theirs.mean()),
+        largest=largest,
+        shown=result.metrics["nll"],
+        mean=-float(committed.mean(dtype=np.float64)),
+    )

@@ -18,11 +18,11 @@ from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.paths import HERE
 from pipeline.records import shipped
-from pipeline.records.results import NATS_STEP, RunResult, load_result, load_results
+from pipeline.records.results import FILES, NATS_STEP, RunResult, load_result, load_results
 from pipeline.records.sealed import load_tensors, save_tensors
 from pipeline.records.shipped import INDEX, check_nll, select, ship, shipped_cells, shipped_weights
 from pipeline.records.store import cohort_jobs
-from pipeline.records.sums import read_sealed, sealed
+from pipeline.records.sums import read_sealed, sealed, write_sums
 from pipeline.training.train import train
 from pipeline.work.cohort import evaluate_waiting
 from pipeline.work.machine import Machine
@@ -98,7 +98,9 @@ def tampered(path: Path, change: float) -> None:
 def test_tampered_weights_are_refused(here: Path) -> None:
     path = shipped_weights(result(), HERE)
     tampered(path, 1e-6)
-    with pytest.raises(UserError, match=r"iwae-M1-K5-s0\.safetensors: not the file that was shipped"):
+    with pytest.raises(
+        UserError, match=r"s0\.safetensors: not the file that was shipped .*`git checkout .* brings"
+    ):
         shipped_weights(result(), HERE)
     path.unlink()
     with pytest.raises(UserError, match=r"iwae-M1-K5-s0\.safetensors: missing; `git checkout"):
@@ -120,6 +122,42 @@ def test_other_committed_values_do_not_agree(monkeypatch: pytest.MonkeyPatch) ->
     changed = replace(committed, arrays={**committed.arrays, "log_p_hat": values})
     data = load_dataset(Path("data/binarized/mnist"))
     assert not check_nll(changed, shipped_weights(committed, HERE), data, 50, CPU).agrees
+
+
+@pytest.mark.usefixtures("here")
+def test_a_table_that_shows_another_number_does_not_agree(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Edited in metrics.json, with a sum to match: the images one by one are what they were."""
+    folder = HERE.cohort_results(COHORT)
+    metrics = read_json(folder / "metrics.json")
+    metrics[RUN]["nll"] -= 0.5
+    write_json(folder / "metrics.json", metrics)
+    write_sums(folder, FILES)
+    assert check().images_agree
+    assert not check().agrees
+    with pytest.raises(UserError, match=r"iwae-M1-K5-s0: does not agree: the NLL in tables is .*, the mean over"):
+        command(monkeypatch, capsys, CELL)
+
+
+@pytest.mark.usefixtures("here")
+def test_images_that_are_not_here_are_made_first(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, elsewhere = here / "data", here / "elsewhere"
+    data.rename(elsewhere)
+    asked: list[list[str]] = []
+
+    def dvc(words: list[str], check: bool) -> None:
+        asked.append(words[1:])
+        elsewhere.rename(data)
+
+    monkeypatch.setattr(verify.subprocess, "run", dvc)
+    output = command(monkeypatch, capsys, CELL)
+    assert "mnist: its images are not here yet" in output
+    assert "agrees:" in output
+    assert "not here yet" not in command(monkeypatch, capsys, CELL)
+    assert asked == [["-m", "dvc", "repro", "--quiet", "binarize@mnist"]]
 
 
 @pytest.mark.usefixtures("here")
