@@ -30,9 +30,12 @@ $(READY): pyproject.toml constraints.txt
 	@[ -e .git ] || dvc config --local core.no_scm true
 	@touch $@
 
+ANEW = echo 'evaluating anew what reports/quick/results holds; should you stop before the end, another `make repro`' \
+  'goes on from there, and `git checkout reports/quick/results` brings the committed results back'
+
 # A fresh clone has the results of the last commit; it evaluates what it trains all the same.
 repro: grid ## the quick scale end to end: data, training, evaluation, report, MLflow | ~ 10 minutes on 2 cores
-	@[ -d "$${ELBO_STORE:-.store}" ] || rm -f reports/quick/results/*/metrics.json
+	@[ -d "$${ELBO_STORE:-.store}" ] || { rm -f reports/quick/results/*/metrics.json; $(ANEW); }
 	dvc repro check report@quick track@quick
 	@python -m stages.weights quick
 	@python -m stages.docs

@@ -210,6 +210,11 @@ def fingerprint(name: str, M: int, K: int, parameter: float | None = None) -> st
     return hashlib.sha256(repr(rounded).encode()).hexdigest()[:16]
 
 
+LEVELS = (0.0, -550.0)
+"""Log-weights at which an estimator is tried: small ones, and those of a model that has learned nothing, at which exp
+is zero in float32."""
+
+
 def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
     """Try an estimator on a few log-weights before anything is trained with it.
 
@@ -220,30 +225,47 @@ def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
         raise UserError(f"{where}: a name becomes a folder's: lower-case letters, digits and - alone")
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective {name!r}; allowed: {', '.join(OBJECTIVES)}")
-    entry = OBJECTIVES[name]
-    args = () if parameter is None else (parameter,)
-    batch = 3
-    shape = (M, K, batch)
-    log_w = torch.linspace(-3, 3, M * K * batch).sin().view(shape)
+    for level in LEVELS:
+        _try_at(level, OBJECTIVES[name], where, (M, K, 3), () if parameter is None else (parameter,))
+
+
+def _try_at(level: float, entry: Objective, where: str, shape: tuple[int, int, int], args: tuple[float, ...]) -> None:
+    """Raises: UserError when the functions do not give what a step needs at log-weights about `level`."""
+    log_w = level + torch.linspace(-3, 3, math.prod(shape)).sin().view(shape)
+    kept = log_w.clone()
 
     def checked(what: str, value: object, expected: tuple[int, ...]) -> None:
         if not isinstance(value, Tensor) or tuple(value.shape) != expected:
             actual = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise UserError(f"{where}: {what} is to be a tensor {list(expected)} for log_w {list(shape)}, not {actual}")
+        if value.dtype != log_w.dtype:
+            raise UserError(f"{where}: {what} is to be of log_w's type, {log_w.dtype}, not {value.dtype}")
         if not value.isfinite().all():
-            raise UserError(f"{where}: {what} is not finite for log_w between -1 and 1")
+            raise UserError(f"{where}: {what} is not finite for log_w between {level - 1:.0f} and {level + 1:.0f}")
 
-    try:
+    def given(log_w: Tensor) -> dict[str, Tensor]:
         weights = entry.weights(log_w, *args)
+        if not isinstance(weights, Weights):
+            raise UserError(f"{where}: gives {type(weights).__name__} instead of Weights(theta, path, score)")
         bounds = {"bound": entry.bound(log_w, *args)}
         if entry.encoder_bound is not None:
             bounds["encoder_bound"] = entry.encoder_bound(log_w, *args)
+        return weights._asdict() | bounds
+
+    try:
+        parts, first = given(log_w), given(kept[:, :, :1].clone())
+    except UserError:
+        raise
     except Exception as error:  # whatever a function of the user's raises
         told = " ".join(str(error).split())
         raise UserError(f"{where}: raises {type(error).__name__} for log_w {list(shape)}: {told}") from error
-    if not isinstance(weights, Weights):
-        raise UserError(f"{where}: gives {type(weights).__name__} instead of Weights(theta, path, score)")
-    for part, value in weights._asdict().items():
-        checked(part, value, shape)
-    for what, value in bounds.items():
-        checked(what, value, (batch,))
+    for what, value in parts.items():
+        checked(what, value, shape if what in Weights._fields else shape[2:])
+    if not torch.equal(log_w, kept):
+        raise UserError(f"{where}: changes log_w, which others read after it; compute a new tensor")
+    for what, value in parts.items():
+        if not torch.allclose(first[what], value[..., :1], rtol=1e-3, atol=1e-5):
+            told = "at a second call, for the first image alone"
+            raise UserError(
+                f"{where}: {what} is another {told}; it is to depend on that image's log_w and nothing else"
+            )

@@ -27,9 +27,9 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def planned(folder: Path) -> str:
-    """What `make setup` would run."""
-    done = subprocess.run(["make", "-n", "setup"], cwd=folder, capture_output=True, text=True, check=False)
+def planned(folder: Path, target: str = "setup") -> str:
+    """What `make` would run."""
+    done = subprocess.run(["make", "-n", target], cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -50,3 +50,22 @@ def test_other_constraints_are_installed(project: Path) -> None:
     (project / "constraints.txt").touch()
     os.utime(project / ".venv/.ready", (2, 2))
     assert "--constraint constraints.txt" in planned(project)
+
+
+def test_repro_says_how_the_results_that_it_removes_come_back(project: Path, tmp_path: Path) -> None:
+    """Stopped half-way it leaves a git that misses them."""
+    metrics = tmp_path / "reports/quick/results/cohort/metrics.json"
+    metrics.parent.mkdir(parents=True)
+    metrics.touch()
+    (line,) = (line for line in planned(project, "repro").splitlines() if "metrics.json" in line)
+    environment = {name: value for name, value in os.environ.items() if name != "ELBO_STORE"}
+
+    def run() -> str:
+        return subprocess.run(line, shell=True, cwd=project, env=environment, capture_output=True, text=True).stdout
+
+    (project / ".store").mkdir()
+    assert run() == ""
+    assert metrics.exists()
+    (project / ".store").rmdir()
+    assert "`git checkout reports/quick/results` brings the committed results back" in run()
+    assert not metrics.exists()

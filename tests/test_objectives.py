@@ -233,6 +233,34 @@ ODD: dict[str, tuple[Objective, str]] = {
         Objective(lambda log_w: Weights(*3 * [(-1 - log_w.abs()).log()]), miwae_bound, "mine"),
         "theta is not finite for log_w between -1 and 1",
     ),
+    "no-maximum": (
+        Objective(lambda log_w: Weights(*3 * [log_w.exp() / log_w.exp().sum(1, keepdim=True)]), miwae_bound, "mine"),
+        "theta is not finite for log_w between -551 and -549",
+    ),
+    "no-maximum-in-the-bound": (
+        Objective(vae, lambda log_w: log_w.exp().mean((0, 1)).log(), "mine"),
+        "bound is not finite for log_w between -551 and -549",
+    ),
+    "counts": (
+        Objective(lambda log_w: Weights(*3 * [(log_w > 0).long()]), miwae_bound, "mine"),
+        "theta is to be of log_w's type, torch.float32, not torch.int64",
+    ),
+    "doubles": (
+        Objective(lambda log_w: Weights(*3 * [uniform(log_w.double())]), miwae_bound, "mine"),
+        "theta is to be of log_w's type, torch.float32, not torch.float64",
+    ),
+    "in-place": (
+        Objective(lambda log_w: Weights(*3 * [log_w.sub_(log_w.amax(1, keepdim=True)).softmax(1)]), elbo, "mine"),
+        "changes log_w",
+    ),
+    "across-images": (
+        Objective(lambda log_w: Weights(*3 * [torch.softmax(log_w, 2)]), elbo, "mine"),
+        "it is to depend on that image's log_w and nothing else",
+    ),
+    "random": (
+        Objective(lambda log_w: Weights(*3 * [torch.rand_like(log_w)]), elbo, "mine"),
+        "theta is another at a second call",
+    ),
     "raises": (
         Objective(lambda log_w: Weights(*3 * [log_w.view(7, 7, 7)]), miwae_bound, "mine"),
         "raises RuntimeError for log_w [1, 5, 3]: shape",

@@ -98,9 +98,7 @@ def tampered(path: Path, change: float) -> None:
 def test_tampered_weights_are_refused(here: Path) -> None:
     path = shipped_weights(result(), HERE)
     tampered(path, 1e-6)
-    with pytest.raises(
-        UserError, match=r"s0\.safetensors: not the file that was shipped .*`git checkout .* brings"
-    ):
+    with pytest.raises(UserError, match=r"s0\.safetensors: not the file that was shipped .*`git checkout .* brings"):
         shipped_weights(result(), HERE)
     path.unlink()
     with pytest.raises(UserError, match=r"iwae-M1-K5-s0\.safetensors: missing; `git checkout"):
