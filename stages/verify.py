@@ -63,9 +63,7 @@ def main(paths: Paths) -> None:
     )
     if not check.images_agree:
         raise UserError(f"{cell}: does not agree: each image may differ by {ROUNDING:.4f} nats")
-    told = (
-        f"the NLL of the tables is {check.shown:.4f}, the mean of the {check.total} committed images {check.mean:.4f}"
-    )
+    told = f"the NLL in tables is {check.shown:.4f}, the mean over all {check.total} committed images {check.mean:.4f}"
     if not check.agrees:
         raise UserError(f"{cell}: does not agree: {told}")
     print(f"agrees: each image may differ by {ROUNDING:.4f} nats; {told}")

@@ -9,6 +9,8 @@ from typing import Any
 
 FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 30.0
 """The first line comes soon, so that nobody wonders; the others seldom, so that a log stays short."""
+TIMED_SECONDS = 1.0
+"""A rate is of so much work at least: after a slow start the first update alone makes thousands a second."""
 BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} {unit}{postfix}"
 """tqdm's own rate and time left count every unit alike and are question marks at first."""
 
@@ -50,7 +52,6 @@ class ProgressMeter:
         comes before any work, since starting processes is none."""
         if not self._done:
             self._start = time.monotonic()
-            self._next_line = self._start + FIRST_LINE_SECONDS
         self._position += count
         self._effort_position += count if effort is None else effort
         if self._bar is not None:
@@ -66,7 +67,7 @@ class ProgressMeter:
         if self._bar is not None:
             self._bar.set_postfix_str("; ".join(self._tail(short=True)), refresh=False)
             self._bar.update(count)
-        elif time.monotonic() > self._next_line and self._done:
+        elif time.monotonic() > self._next_line and time.monotonic() - self._start >= TIMED_SECONDS:
             self._next_line = time.monotonic() + LINE_SECONDS
             rate = _rate(self._done / (time.monotonic() - self._start))
             done = f"{self._position:,} of {self._total:,} {self._unit}s"

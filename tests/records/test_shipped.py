@@ -150,7 +150,7 @@ def test_images_that_are_not_here_are_made_first(
         asked.append(words[1:])
         elsewhere.rename(data)
 
-    monkeypatch.setattr(verify.subprocess, "run", dvc)
+    monkeypatch.setattr("stages.verify.subprocess.run", dvc)
     output = command(monkeypatch, capsys, CELL)
     assert "mnist: its images are not here yet" in output
     assert "agrees:" in output
