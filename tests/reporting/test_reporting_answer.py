@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipeline.experiments.spec import CohortSpec
@@ -99,6 +100,27 @@ def test_words_for_decisions(make: Make) -> None:
 def test_the_posterior_of_k_5_answers_until_that_of_k_50_is_there(make: Make) -> None:
     first = [run for run in burda(make, "paper") if (run.spec.objective, run.spec.K) != ("iwae", 50)]
     assert cards(report(first, "paper"))[3].sentence.startswith("q of IWAE (k = 5) is 1.0 times as wide as VAE's here")
+
+
+def test_q_is_as_much_wider_as_the_claim_says(make: Make) -> None:
+    """Over the units that both models use, not over each model's own."""
+
+    def widths(run: RunResult, log_sd: float, narrow: float, used: bool) -> RunResult:
+        variance = np.array([0.5, 0.5 if used else 0.0])
+        arrays = {"spread/unit_log_q_sd": np.tile([log_sd, narrow], (40, 1)), "unit_variance_1": variance}
+        return replace(run, arrays={**run.arrays, **arrays})
+
+    vae, _, iwae, *_ = burda(make, "paper")
+    runs = [widths(vae, 0.0, 0.0, used=False), widths(iwae, float(np.log(2)), -3.0, used=True)]
+    assert cards(report(runs, "paper"))[3].sentence.startswith("q of IWAE (k = 50) is 2.0 times as wide as VAE's here")
+
+
+def test_the_best_of_a_part_of_the_sweep_is_called_so(make: Make) -> None:
+    where = {"experiment": "rainforth-table1", "scale": "paper"}
+    ends = [make("iwae", 1, 64, nll=84.5, iwae_64=-86.0, **where), make("vae", 64, 1, nll=86.0, iwae_64=-87.0, **where)]
+    assert "Here the best M of 2 of 7 run is 1 by IWAE-64" in cards(report(ends, "paper"))[4].sentence
+    rest = [make("miwae", M, 64 // M, nll=85.0, iwae_64=-86.5, **where) for M in (2, 4, 8, 16, 32)]
+    assert "Here the best M is 1 by IWAE-64" in cards(report([*ends, *rest], "paper"))[4].sentence
 
 
 def test_what_5_samples_gain_answers_until_50_were_run(make: Make) -> None:

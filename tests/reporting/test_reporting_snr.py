@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from pipeline.evaluation.gaussian_toy import GROUPS
 from pipeline.evaluation.gaussian_toy import SWEEPS as MEASURED_SWEEPS
+from pipeline.evaluation.snr import BLOCKS
 from pipeline.files import write_json
 from pipeline.published import Setting
 from pipeline.records.results import ARRAYS, METRICS, TOY, RunResult
@@ -23,6 +25,7 @@ from pipeline.reporting.sections import gradients
 from pipeline.reporting.sections.ais import ais_tables
 from pipeline.reporting.sections.gradients import (
     DECODER_RATIO,
+    JACKKNIFE_DF,
     RATIOS,
     SLOPES,
     SWEEPS,
@@ -102,6 +105,21 @@ def test_claims_from_made_up_slopes_and_ratios(make_quick: Callable[..., list[Ru
     assert vae.paper_effect == pytest.approx(np.log(0.825 / 0.18))
     assert not vae.paper_verified
     assert {result.decision for result in gradient_claims(cells, fabricated_toy(), judged=False)} == {NOT_DECIDED}
+
+
+def test_the_error_of_draws_has_the_degrees_of_freedom_of_its_blocks(
+    make_quick: Callable[..., list[RunResult]],
+) -> None:
+    """A slope 2.2 standard errors from zero: p = .028 by a normal, .064 by t with 7 degrees of freedom."""
+    assert JACKKNIFE_DF == BLOCKS - 1
+    toy = fabricated_toy()
+    toy.metrics["slope_se/iwae/mu"] = 0.5 / 2.2
+    rises = gradient_claims({}, toy, judged=True)[1]
+    assert rises.p_value == pytest.approx(2 * stats.t.sf(2.2, 7))
+    runs = with_gradients(make_quick("paper"))
+    ratio = gradient_claims(gather(runs), toy, judged=True)[3]
+    assert ratio.effect is not None
+    assert ratio.effect.image_df == pytest.approx(14)
 
 
 def test_few_seeds_have_students_intervals(make_quick: Callable[..., list[RunResult]]) -> None:

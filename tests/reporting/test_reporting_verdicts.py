@@ -11,7 +11,7 @@ from scipy import stats
 
 from pipeline.published import Published
 from pipeline.records.results import RunResult
-from pipeline.reporting.evidence.cells import Cell, gather
+from pipeline.reporting.evidence.cells import Cell, estimate, gather
 from pipeline.reporting.evidence.verdicts import (
     BETTER,
     CANNOT_SAY,
@@ -159,6 +159,27 @@ def test_many_cells_together_say_more_than_each(make: Make) -> None:
     assert "The interval holds no difference at all in 10 (of equal cells 90% would)." in text
     assert "Mean difference of all: +0.02 nats [−0.13, +0.17]." in text
     assert in_words([]) == ""
+
+
+def test_metrics_of_one_run_have_a_mean_each() -> None:
+    """−KL(Q‖P) is IWAE-64 minus log p̂: the three are not three independent cells."""
+    one = Comparison(0.02, 0.07, 0.05, 6.0, False)
+    text = in_words([Judged("mnist", one, REPRODUCED, metric) for metric in ("iwae_64", "log_p_hat")] * 4)
+    half = 1.943180 * np.hypot(0.07 / 2, 0.05)
+    assert text.startswith("Verdicts on 8 numbers: 8 reproduced")
+    ends = f"[−{half - 0.02:.2f}, +{half + 0.02:.2f}]"
+    assert text.endswith(f"Mean difference of all: IWAE-64 +0.02 nats {ends}; log p̂ +0.02 nats {ends}.")
+
+
+def test_a_published_kl_without_an_error_gets_the_spread_of_a_kl(make: Make) -> None:
+    cell = sweep(make, [-84.6, -84.5, -84.5, -84.4])
+    fixed = replace(cell, place=replace(cell.place, dataset="fixed-mnist"))
+    known = compare(fixed, "kl_q_p", published(-1.04, "derived", None, 4))
+    assert known is not None
+    sd = estimate(fixed, "kl_q_p")
+    assert sd is not None
+    assert sd.seed_sd is not None
+    assert known.run_se == pytest.approx(np.hypot(sd.seed_sd, 0.13) / 2)
 
 
 def test_burdas_tables_are_judged_under_their_codes_protocol_alone(make: Make) -> None:

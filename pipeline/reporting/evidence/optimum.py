@@ -112,10 +112,11 @@ def _doubt(rng: np.random.Generator, df: float) -> NDArray[np.float64]:
 
 
 def papers_best(objective: str, metric: str) -> int | None:
-    """The best M among the paper's values of a sweep; None where it prints fewer than three of them."""
+    """The best M among the paper's values of a sweep; None where fewer than three of them can be judged by."""
     known = {
         setting.M: published.value
         for setting in sweep_settings(objective)
         if (published := published_at(Place("rainforth-table1", "mnist", 1, setting), metric)) is not None
+        and published.judged
     }
     return max(known, key=known.__getitem__) if len(known) > 2 else None

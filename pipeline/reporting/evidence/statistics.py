@@ -118,8 +118,9 @@ def holm_levels(p_values: Sequence[float], alpha: float, family: int | None = No
     `family`: how many hypotheses there are in all; those that have no p yet count as not rejected. From the smallest p
     on, the r-th of m is tested at alpha / (m - r + 1) until one is not rejected; the rest keep that one's level, which
     none of them meets. A hypothesis is rejected when its p is at most its level. A p that comes in later takes no
-    rejection back.
+    rejection back. A p that is no number rejects nothing.
     """
+    p_values = [1.0 if np.isnan(p) else p for p in p_values]
     planned = len(p_values) if family is None else family
     assert planned >= len(p_values), f"{len(p_values)} p-values in a family of {planned}"
     levels = [alpha] * len(p_values)

@@ -13,8 +13,9 @@ import numpy as np
 from scipy import stats
 
 from pipeline.published import BURDA_TABLES, Published
-from pipeline.records.metrics import improves
+from pipeline.records.metrics import METRIC_TABLE, improves
 from pipeline.reporting.evidence.cells import (
+    ASSUMED_SPREAD,
     DIVERGED,
     IN_NATS,
     NOT_RUN,
@@ -120,7 +121,8 @@ def _run_error(ours: Estimate, metric: str, published: Published) -> tuple[float
     spread, assumed = seed_spread(ours, metric)
     spread = spread or IN_NATS
     if published.sd is None:
-        theirs, their_df = IN_NATS.sd, IN_NATS.df
+        stands_in = ASSUMED_SPREAD.get(metric) or IN_NATS
+        theirs, their_df = stands_in.sd, stands_in.df
     else:
         theirs, their_df = published.sd, published.runs - 1
     shares = [(spread.sd / np.sqrt(ours.seeds), spread.df), (theirs / np.sqrt(published.runs), their_df)]
@@ -166,11 +168,12 @@ def verdict(cell: Cell | None, metric: str, published: Published | None, scale: 
 
 @dataclass(frozen=True)
 class Judged:
-    """A cell whose verdict counts: its dataset, its comparison and the verdict."""
+    """A number whose verdict counts: its dataset, its comparison, the verdict, and which metric it is."""
 
     dataset: str
     comparison: Comparison
     verdict: str
+    metric: str = "nll"
 
 
 @dataclass(frozen=True)
@@ -205,12 +208,20 @@ def in_words(judged: Sequence[Judged]) -> str:
     chance = {name: sum(one.comparison.share_of_equals()[name] for one in judged) for name in counts}
     missed = chance[BETTER] + chance[WORSE]
     zeros = sum(one.comparison.low <= 0 <= one.comparison.high for one in judged)
-    together = pool(judged)
+    # Metrics of one run hang together (one is even the difference of two others), so each has a mean of its own.
+    metrics = {one.metric: [other for other in judged if other.metric == one.metric] for one in judged}
+    means = [(METRIC_TABLE[metric].title, pool(of_metric)) for metric, of_metric in metrics.items()]
+    together = "; ".join(
+        (f"{title} " if len(means) > 1 else "")
+        + f"{mean.difference:+.2f} nats [{mean.low:+.2f}, {mean.high:+.2f}]".replace("-", "−")
+        for title, mean in means
+    )
+    what = "cell" if len(means) == 1 else "number"
     return (
-        f"Verdicts on {len(judged)} cell{'s' if len(judged) > 1 else ''}: "
+        f"Verdicts on {len(judged)} {what}{'s' if len(judged) > 1 else ''}: "
         + ", ".join(f"{count} {name}" for name, count in counts.items())
-        + f". Were every cell truly equal to the paper's, chance alone would call {missed:.1f} of them better or "
+        + f". Were every {what} truly equal to the paper's, chance alone would call {missed:.1f} of them better or "
         f"worse, {chance[REPRODUCED]:.1f} reproduced, and leave {chance[CANNOT_SAY]:.1f} without an answer. "
-        f"The interval holds no difference at all in {zeros} (of equal cells {1 - LEVEL:.0%} would). Mean difference "
-        f"of all: {together.difference:+.2f} nats [{together.low:+.2f}, {together.high:+.2f}]."
-    ).replace("-", "−")
+        f"The interval holds no difference at all in {zeros} (of equal {what}s {1 - LEVEL:.0%} would). Mean "
+        f"difference of all: {together}."
+    )

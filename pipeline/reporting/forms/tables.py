@@ -218,7 +218,7 @@ def build_table(
         display = display.drop(columns="reruns by others")
     else:
         notes.append(RERUNS_NOTE)
-    judged = [Judged(row.place.dataset, one, row.verdict) for row in rows if (one := row.comparison)]
+    judged = [Judged(row.place.dataset, one, row.verdict, row.metric) for row in rows if (one := row.comparison)]
     counts = in_words([one for one in judged if one.verdict in VERDICTS])
     notes = [*notes, *(note for note in (bits_note(rows), counts) if note)]
     greyed = frozenset((i, "paper") for i, row in enumerate(rows) if row.published and not row.published.judged)

@@ -64,6 +64,9 @@ PAPER_ENCODER_SNR = {
 }
 """Read off the authors' plot, so no number to judge by."""
 
+JACKKNIFE_DF = 7
+"""Degrees of freedom of an SNR's error, a jackknife over eight blocks of draws (`pipeline.evaluation.snr`)."""
+
 SLOPES = "Gradient SNR: tighter bounds help the decoder, hurt the encoder (toy)"
 RATIOS = "Gradient SNR: tighter bounds hurt the encoder (T = 64)"
 DECODER_RATIO = "Gradient SNR: tighter bounds help the decoder (T = 64)"
@@ -470,7 +473,8 @@ def log_snr(cell: Cell | None, group: str) -> Effect | None:
     several = len(values) > 1
     seeds = float(np.std(np.log(values), ddof=1) / np.sqrt(len(values))) if several else 0.0
     df = len(values) - 1 if several else np.inf
-    return Effect(float(np.mean(np.log(values))), draws, seeds, df, seeds_known=several)
+    blocks_df = JACKKNIFE_DF * len(values)
+    return Effect(float(np.mean(np.log(values))), draws, seeds, df, several, image_df=blocks_df)
 
 
 def gradient_claims(cells: Cells, toy: ToyResult | None, judged: bool) -> list[ClaimResult]:
@@ -487,7 +491,8 @@ def _slope_claims(toy: ToyResult | None) -> list[Measured]:
     ):
         effect = None
         if toy is not None and np.isfinite(toy.metrics[f"slope/{key}"]):
-            effect = Effect(sign * toy.metrics[f"slope/{key}"], toy.metrics[f"slope_se/{key}"], 0.0)
+            slope, error = (toy.metrics[f"{part}/{key}"] for part in ("slope", "slope_se"))
+            effect = Effect(sign * slope, error, 0.0, image_df=JACKKNIFE_DF)
         missing = "" if effect else "the stage `toy` not run"
         limit = PaperEffect(0.5, 0.0, True)
         claims.append(Measured(SLOPES, RAINFORTH, statement, "slope", effect, limit, RULES[SLOPES], missing))
@@ -504,10 +509,10 @@ def _ratio_claims(cells: Cells) -> list[Measured]:
         effect = None
         if len(known) == len(logs):
             first, second = known
-            draws = float(np.hypot(first.image_se, second.image_se))
+            draws, draws_df = satterthwaite([(one.image_se, one.image_df) for one in known])
             seeds, df = satterthwaite([(one.seed_se, one.seed_df) for one in known])
             known_both = first.seeds_known and second.seeds_known
-            effect = Effect(first.value - second.value, draws, seeds, df, seeds_known=known_both)
+            effect = Effect(first.value - second.value, draws, seeds, df, known_both, image_df=draws_df)
         paper = None
         if group == "encoder":
             ratio = PAPER_ENCODER_SNR[upper] / PAPER_ENCODER_SNR[lower]
