@@ -87,7 +87,8 @@ HOW_DECIDED = (
     "seeds, and is as wide as Holm's procedure asks for: all decisions of one family, over all its claims that the "
     f"grid plans, run or not, are right at once with {1 - ALPHA:.0%} confidence. With one seed a model the spread "
     f"between seeds is assumed: {ONE_SEED_NATS:.2f} nats (Student's t with {IN_NATS.df:g} degrees of freedom), "
-    f"{ONE_SEED_UNITS:g} active unit ({IN_UNITS.df:g}); such decisions say {ASSUMED[1:-1]}."
+    f"{ONE_SEED_UNITS:g} active unit ({IN_UNITS.df:g}), or more where the report's own seeds show more; such decisions "
+    f"say {ASSUMED[1:-1]}."
 )
 _TEST = "Holds when the interval lies above zero, does not hold when it lies below, undecided otherwise."
 _SEVERAL_SEEDS = "With one seed a model it stays undecided: no spread over seeds is known to assume."
