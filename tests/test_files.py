@@ -29,7 +29,7 @@ from pipeline.files import (
     write_json,
     write_text,
 )
-from pipeline.tensor_files import read_metadata, read_tensors, write_tensors
+from pipeline.records.sealed import save_tensors
 
 
 def test_written_file_is_there_alone(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_each_of_the_systems_reasons_has_its_own_remedy(
 
     monkeypatch.setattr(Path, "read_bytes", fails)
     monkeypatch.setattr(Path, "write_bytes", fails)
-    for use, what in ((read_json, "read"), (read_arrays, "read"), (read_tensors, "read"), (written, "written")):
+    for use, what in ((read_json, "read"), (read_arrays, "read"), (written, "written")):
         with pytest.raises(UserError) as caught:
             use(path)
         assert str(caught.value).startswith(f"{path}: cannot be {what} ({os.strerror(number)}); ")
@@ -204,11 +204,10 @@ def test_each_of_the_systems_reasons_has_its_own_remedy(
 
 
 def written(path: Path) -> None:
-    write_tensors(path, {"x": torch.zeros(3)})
+    save_tensors(path, {"x": torch.zeros(3)}, "digest")
 
 
 ARRAYS = {"a": np.arange(1000), "b/c": np.ones((3, 4), np.float32)}
-TENSORS = {"x": torch.arange(1000.0), "y": torch.ones(2, 3)}
 
 
 def damaged(content: bytes) -> dict[str, bytes]:
@@ -224,35 +223,23 @@ def damaged(content: bytes) -> dict[str, bytes]:
     }
 
 
-def test_arrays_and_tensors_come_back(tmp_path: Path) -> None:
+def test_arrays_come_back(tmp_path: Path) -> None:
     write_arrays(tmp_path / "a.npz", ARRAYS)
-    write_tensors(tmp_path / "t.safetensors", TENSORS, {"key": "value"})
-    arrays, tensors = read_arrays(tmp_path / "a.npz"), read_tensors(tmp_path / "t.safetensors")
+    arrays = read_arrays(tmp_path / "a.npz")
     assert arrays.keys() == ARRAYS.keys()
     assert all(np.array_equal(arrays[name], ARRAYS[name]) for name in ARRAYS)
-    assert tensors.keys() == TENSORS.keys()
-    assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert read_metadata(tmp_path / "t.safetensors") == {"key": "value"}
 
 
 @pytest.mark.parametrize("kind", damaged(b""))
-def test_damaged_arrays_and_tensors_are_one_line(kind: str, tmp_path: Path) -> None:
-    write_arrays(tmp_path / "a.npz", ARRAYS)
-    write_tensors(tmp_path / "t.safetensors", TENSORS)
-    for path, read in (
-        (tmp_path / "a.npz", read_arrays),
-        (tmp_path / "t.safetensors", read_tensors),
-        (tmp_path / "t.safetensors", read_metadata),
-    ):
-        content = path.read_bytes()
-        path.write_bytes(damaged(content)[kind])
-        if read is read_metadata and kind in ("half", "all but the end"):
-            continue
-        with pytest.raises(UserError) as caught:
-            read(path, "evaluate it again")
-        assert str(caught.value).startswith(f"{path}: not a")
-        assert str(caught.value).endswith("; evaluate it again")
-        assert "\n" not in str(caught.value)
+def test_damaged_arrays_are_one_line(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    write_arrays(path, ARRAYS)
+    path.write_bytes(damaged(path.read_bytes())[kind])
+    with pytest.raises(UserError) as caught:
+        read_arrays(path, "evaluate it again")
+    assert str(caught.value).startswith(f"{path}: not a")
+    assert str(caught.value).endswith("; evaluate it again")
+    assert "\n" not in str(caught.value)
 
 
 def test_one_flipped_byte_of_arrays_is_noticed(tmp_path: Path) -> None:
@@ -270,12 +257,6 @@ def test_one_flipped_byte_of_arrays_is_noticed(tmp_path: Path) -> None:
             assert name not in ARRAYS or np.array_equal(array, ARRAYS[name])
 
 
-def test_tensors_without_metadata_say_so(tmp_path: Path) -> None:
-    write_tensors(tmp_path / "t.safetensors", TENSORS)
-    with pytest.raises(UserError, match=r"not a file of tensors with metadata \(lacks '__metadata__'\)"):
-        read_metadata(tmp_path / "t.safetensors")
-
-
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"x"'])
 def test_an_object_is_expected(content: str, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_text(content)
@@ -287,7 +268,7 @@ def test_written_files_have_the_permissions_that_the_user_asks_for(tmp_path: Pat
     """A store that a group shares: with umask 002 its members may read and write every file."""
     before = os.umask(0o002)
     try:
-        write_tensors(tmp_path / "folder/t.safetensors", TENSORS)
+        save_tensors(tmp_path / "folder/t.safetensors", {"a": torch.zeros(3)}, "digest")
         write_arrays(tmp_path / "folder/a.npz", ARRAYS)
         write_json(tmp_path / "folder/x.json", {})
     finally:

@@ -35,6 +35,7 @@ BURDA_TABLES = {
 """Experiment -> file. Nats: `nll` (5000 samples, test set); counts: `active_units_1`, `active_units_2`."""
 RAINFORTH_TABLE = "rainforth_table1.csv"
 RAINFORTH_RUNS = 4
+"""Runs behind each number of Rainforth et al."""
 LI_TURNER_TABLE = "li_turner.csv"
 PLOTS = "plots.csv"
 RERUNS = "reruns.csv"

@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from pipeline.experiments.spec import CohortSpec, RunSpec
+from pipeline.experiments.spec import CohortSpec
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.results import RunResult
 
@@ -83,15 +83,11 @@ def _longest(results: Sequence[RunResult]) -> RunResult:
     return max(runs, key=lambda result: result.spec.total_steps)
 
 
-def _scheduled_steps(spec: RunSpec) -> int:
-    return spec.steps_per_epoch * sum(stage.epochs for stage in spec.schedule)
-
-
 def depth(results: Sequence[RunResult]) -> str:
     """How far the runs of Table 1 were trained and on how many images they were evaluated, in words."""
     longest = _longest(results)
     spec = longest.spec
-    whole = _scheduled_steps(spec)
+    whole = spec.scheduled_steps
     if spec.total_steps >= whole:
         trained = f"after all {whole:,} updates of the papers' schedule"
     else:
@@ -130,7 +126,7 @@ def readme_part(
     if scale is not None:
         what = f"Burda's Table 1 at scale `{scale}`: NLL in nats {depth(results[scale])}; the paper's in brackets."
         longest = _longest(results[scale]).spec
-        if longest.total_steps < _scheduled_steps(longest):
+        if longest.total_steps < longest.scheduled_steps:
             what += " Models trained so briefly are not near the paper's numbers; what compares is VAE with IWAE."
         parts.append(textwrap.fill(what, PROSE_WIDTH))
         parts.append("\n".join(for_markdown(table1(results[scale]))))

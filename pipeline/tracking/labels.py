@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from pipeline.experiments.names import CellName, CohortKey
+from pipeline.experiments.schedule import learning_rate
 from pipeline.experiments.spec import BATCH_SIZE, RunSpec
 from pipeline.records.metrics import METRIC_TABLE, value_of
 from pipeline.records.results import RunResult
@@ -88,7 +89,7 @@ def run_params(spec: RunSpec) -> dict[str, str]:
         "seed": spec.seed,
         "batch_size": BATCH_SIZE,
         "learning_rate_first": spec.schedule[0].learning_rate,
-        "learning_rate_last": learning_rate_last(spec),
+        "learning_rate_last": learning_rate(spec, spec.total_steps - 1),
         "train_images": spec.train_images,
         "max_steps": spec.max_steps,
         "total_steps": spec.total_steps,
@@ -101,16 +102,6 @@ def run_params(spec: RunSpec) -> dict[str, str]:
 
 def _as_text(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def learning_rate_last(spec: RunSpec) -> float:
-    """The rate of the stage in which the run's last update lies."""
-    end = 0
-    for stage in spec.schedule:
-        end += stage.epochs * spec.steps_per_epoch
-        if end >= spec.total_steps:
-            return stage.learning_rate
-    return spec.schedule[-1].learning_rate
 
 
 def run_tags(

@@ -20,7 +20,7 @@ from pipeline.reporting.evidence.cells import (
     setting_name,
     with_parameter,
 )
-from pipeline.reporting.evidence.statistics import log_normal_bias
+from pipeline.reporting.evidence.statistics import SEED, log_normal_bias
 from pipeline.reporting.forms.drawing import (
     BURDA_EXPERIMENTS,
     GRID,
@@ -40,7 +40,6 @@ from pipeline.reporting.forms.section import Section, folded, shown
 from pipeline.reporting.report import Report
 from pipeline.reporting.sections.posterior import model_name, shown_runs
 
-SEED = 20160
 SIGMAS = {0.5: "o", 1.0: "s", 2.0: "^"}
 """Standard deviations of log w in the toy, and their markers."""
 STYLES = {"VAE k = 1": ":", "IWAE k = 5": "--", "IWAE k = 50": "-"}
@@ -117,10 +116,6 @@ def _log_weights(samples: int) -> NDArray[np.float64]:
 
 def _mean(log_w: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(log_w.mean(1))
-
-
-def _log_mean_exp(log_w: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.logaddexp.reduce(log_w, 1) - np.log(log_w.shape[1]))
 
 
 def _of_estimates(values: NDArray[np.float64]) -> dict[str, float]:

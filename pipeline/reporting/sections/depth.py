@@ -166,10 +166,9 @@ def series_figure(report: Report) -> Figure | None:
         caption = (
             f"Each line goes on to the right as a run is trained deeper; hollow marks are the paper's, after {FULL:,} "
             "epochs.\n"
-            "NLL on the test images of each waypoint's evaluation, which are fewer on the way than "
-            "at "
-            "the end, and active units by Burda's recipe. Pale: the run is on its way. The first seed of each cell. No "
-            "published table has these numbers."
+            "NLL on the test images of each waypoint's evaluation, which are fewer on the way than at the end, and "
+            "active units by Burda's recipe. Pale: the run is on its way. The first seed of each cell. No published "
+            "table has these numbers."
         )
         return finish(canvas, name, title, caption, data)
 
@@ -254,10 +253,8 @@ def claims_figure(data: pd.DataFrame) -> Figure | None:
         caption = (
             "A line above zero bears its claim out at that depth: see which cross zero, and where they end.\n"
             "One line a dataset, depth and k: our effect with the interval that decides at that depth (the family's "
-            "whole "
-            f"grid counted); hollow, at {FULL:,} epochs: the paper's effect. Effects of early waypoints rest on fewer "
-            f"test "
-            "images."
+            f"whole grid counted); hollow, at {FULL:,} epochs: the paper's effect. Effects of early waypoints rest on "
+            "fewer test images."
         )
         return finish(canvas, name, title, caption, data)
 

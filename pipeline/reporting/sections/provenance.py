@@ -13,6 +13,7 @@ from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import CohortSpec
+from pipeline.published import RAINFORTH_RUNS
 from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import NOT_RUN, gather
@@ -20,8 +21,6 @@ from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.tables import Table
 
 HOURS = ("GPU-hours", "core-hours")
-RAINFORTH_SEEDS = 4
-"""Runs behind each number of Rainforth's Table 1."""
 
 
 def command(cohort: str) -> str:
@@ -219,7 +218,7 @@ def protocol(results: Sequence[RunResult]) -> Table:
         {"detail": detail.replace("_", " "), **{titles[name]: values[detail] for name, values in fields.items()}}
         for detail in details
     ]
-    caption = "Details on which the paper's text (paper) and the authors' code (published-code) differ."
+    caption = "Details on which the paper's text (paper-text) and the authors' code (published-code) differ."
     return _table("protocol", "Protocol", caption, rows)
 
 
@@ -301,8 +300,8 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
         for runs in by_cohort(results).values()
         if runs[0].experiment == "rainforth-table1"
     ]
-    if seeds and min(seeds) < RAINFORTH_SEEDS:
-        sentences.append(f"Rainforth et al. average {RAINFORTH_SEEDS} runs; here {_spread(seeds)} of each setting.")
+    if seeds and min(seeds) < RAINFORTH_RUNS:
+        sentences.append(f"Rainforth et al. average {RAINFORTH_RUNS} runs; here {_spread(seeds)} of each setting.")
     if results:
         sentences.append(
             "Random numbers, the test set's binarization among them, come from another generator than the authors'."

@@ -157,13 +157,11 @@ def rainforth_sweep(cells: Cells) -> Figure:
         canvas.legend(handles=handles, loc="outside lower center", ncols=8, columnspacing=1.2, handletextpad=0.4)
         caption = (
             "Above the line is better than IWAE; a star below the curves marks the best of each, the bar what cannot "
-            "be "
-            "told from it.\n"
+            "be told from it.\n"
             "MNIST, 1 layer, T = M × K = 64: each metric minus that of our IWAE(1, 64), with 95 % intervals; the "
-            "paper's "
-            "minus its own IWAE (broken markers: not checked against the paper). Within noise: the 95 % interval of "
-            "the "
-            "difference to the best holds zero; that the best was picked makes these bars a little short."
+            "paper's minus its own IWAE (broken markers: not checked against the paper). Within noise: the 95 % "
+            "interval of the difference to the best holds zero; that the best was picked makes these bars a little "
+            "short."
         )
         return finish(canvas, name, title, caption, data)
 
@@ -173,8 +171,8 @@ ROOM = 0.1
 
 
 def best_of_sweep(cells: Cells) -> pd.DataFrame:
-    """Metric, family and position, and whether ours, or the paper's, is the best there; and what is within its "
-    "noise."""
+    """A row for each metric, family and position: whether ours, or the paper's, is the best there, and whether ours is
+    within noise of the best."""
     over_m, over_beta = _sweeps()
     rows: list[dict[str, Any]] = []
     for metric in RAINFORTH_METRICS:

@@ -139,8 +139,7 @@ def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigur
             "Curves that still rise at the right end would gain from more training.\n"
             "Nats per training image against epochs (logarithmic; the steep start is cut off below), means of "
             f"{SMOOTHED} neighbouring points; dotted, dashed, solid: T = 1, 5, 50. The first seed of each cell. The "
-            f"papers "
-            "print no curves to compare with."
+            "papers print no curves to compare with."
         )
         return finish(canvas, name, title, caption, data)
 
