@@ -13,6 +13,9 @@ Roeder et al. 2017 do: they stop the gradient at q's parameters, not at the samp
 
 To add an estimator: write a function `log_w [M, K, batch] -> Weights` and give it a line in `OBJECTIVES`
 (docs/add-an-estimator.md). Each is tested against autograd.
+
+Below, w = exp(log_w), and w~ are the weights w of a group divided by their sum over its K samples. "Burda" is Burda et
+al. 2016 (section 2: the VAE, section 3: the IWAE), "Rainforth" is Rainforth et al. 2018 (section 5: new estimators).
 """
 
 from __future__ import annotations
@@ -65,41 +68,43 @@ class Objective:
 
 
 def log_mean_exp(log_w: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The log of the mean of exp(log_w) over `dims`, without exponentials that overflow."""
     count = math.prod([log_w.shape[d] for d in dims])
     return torch.logsumexp(log_w, dims) - math.log(count)
 
 
 def uniform(log_w: Tensor) -> Tensor:
+    """1 / (M K) for every sample."""
     return torch.full_like(log_w, 1 / (log_w.shape[0] * log_w.shape[1]))
 
 
 def normalized(log_w: Tensor) -> Tensor:
-    """w~: self-normalized importance weights over the K samples of each of the M groups, / M."""
+    """w~ / M: self-normalized importance weights over the K samples of each of the M groups; Burda section 3."""
     return torch.softmax(log_w, dim=1) / log_w.shape[0]
 
 
 def elbo(log_w: Tensor) -> Tensor:
-    """Mean of log w; Burda section 2."""
+    """The ELBO, (1 / MK) sum_mk log w_mk, of all samples; Burda section 2."""
     return log_w.mean((0, 1))
 
 
 def miwae_bound(log_w: Tensor) -> Tensor:
-    """Mean over m of log mean_k w, Rainforth's MIWAE; with M = 1 the IWAE bound L_K of Burda section 3."""
+    """(1 / M) sum_m log (1 / K) sum_k w_mk: Rainforth section 5, MIWAE; at M = 1 the L_K of Burda section 3."""
     return log_mean_exp(log_w, (1,)).mean(0)
 
 
 def iwae_bound_over_all(log_w: Tensor) -> Tensor:
-    """Log of the mean of all M * K weights: what PIWAE's decoder climbs."""
+    """log (1 / MK) sum_mk w_mk, the IWAE bound of all samples, which PIWAE's decoder climbs: Rainforth section 5."""
     return log_mean_exp(log_w, (0, 1))
 
 
 def ciwae_bound(log_w: Tensor, beta: float) -> Tensor:
-    """beta * ELBO + (1 - beta) * IWAE on the same samples; Rainforth's CIWAE."""
+    """beta * ELBO + (1 - beta) * IWAE on the same samples: Rainforth section 5, CIWAE."""
     return beta * elbo(log_w) + (1 - beta) * miwae_bound(log_w)
 
 
 def vr_bound(log_w: Tensor, alpha: float) -> Tensor:
-    """The variational Renyi bound log (mean_k w^(1 - alpha)) / (1 - alpha), averaged over groups; Li & Turner 2016.
+    """The Renyi bound, log((1 / K) sum_k w_k^(1 - alpha)) / (1 - alpha), mean over groups; Li & Turner 2016.
 
     alpha = 0 is IWAE's bound; alpha -> 1 the ELBO, and that is what it is at 1.
     """
@@ -107,55 +112,58 @@ def vr_bound(log_w: Tensor, alpha: float) -> Tensor:
 
 
 def vr_max_bound(log_w: Tensor) -> Tensor:
-    """The largest log w of each group, averaged over groups: VR for alpha -> -infinity; Li & Turner 2016."""
+    """max_k log w_k, mean over groups: VR for alpha -> -infinity without its 1 / K; Li & Turner 2016, VR-max."""
     return log_w.amax(1).mean(0)
 
 
 def vae(log_w: Tensor) -> Weights:
-    """The VAE gradient of Burda section 2, averaged over all samples."""
+    """The gradient of `elbo`: theta = path = score = 1 / (M K); Burda section 2."""
     w = uniform(log_w)
     return Weights(w, w, w)
 
 
 def miwae(log_w: Tensor) -> Weights:
-    """The IWAE gradient of Burda section 3 within each group, averaged over groups; Rainforth's MIWAE."""
+    """The gradient of `miwae_bound`: theta = path = score = w~ / M; Burda section 3, Rainforth section 5."""
     w = normalized(log_w)
     return Weights(w, w, w)
 
 
 def ciwae(log_w: Tensor, beta: float) -> Weights:
-    """beta parts VAE, 1 - beta parts IWAE; Rainforth's CIWAE."""
+    """The gradient of `ciwae_bound`: theta = path = score = beta / K + (1 - beta) w~ at M = 1; Rainforth section 5."""
     w = beta * uniform(log_w) + (1 - beta) * normalized(log_w)
     return Weights(w, w, w)
 
 
 def piwae(log_w: Tensor) -> Weights:
-    """Decoder: IWAE over all samples; encoder: MIWAE; Rainforth's PIWAE."""
+    """theta = w / (sum of w over all M K samples), path = score = w~ / M: Rainforth section 5, PIWAE."""
     theta = torch.softmax(log_w.flatten(0, 1), dim=0).view_as(log_w)
     w = normalized(log_w)
     return Weights(theta, w, w)
 
 
 def stl(log_w: Tensor) -> Weights:
-    """IWAE without the score term, 'sticking the landing'; Roeder et al. 2017. Biased for K > 1."""
+    """IWAE without the score term, theta = path = w~, score = 0: 'sticking the landing', Roeder et al. 2017.
+
+    Biased for K > 1.
+    """
     w = normalized(log_w)
     return Weights(w, w, torch.zeros_like(w))
 
 
 def iwae_dreg(log_w: Tensor) -> Weights:
-    """Doubly reparameterized IWAE gradient, unbiased for IWAE's; Tucker et al. 2019."""
+    """Doubly reparameterized, theta = w~, path = w~^2, score = 0: unbiased for IWAE's gradient; Tucker et al. 2019."""
     w = normalized(log_w)
     return Weights(w, log_w.shape[0] * w.square(), torch.zeros_like(w))
 
 
 def rws_dreg(log_w: Tensor) -> Weights:
-    """Doubly reparameterized wake-phase gradient of reweighted wake-sleep; Tucker et al. 2019."""
+    """Doubly reparameterized wake phase of reweighted wake-sleep, path = w~ - w~^2, score = 0; Tucker et al. 2019."""
     w = normalized(log_w)
     return Weights(w, w - log_w.shape[0] * w.square(), torch.zeros_like(w))
 
 
 def dreg(log_w: Tensor, alpha: float) -> Weights:
-    """1 - alpha parts IWAE-DReG, alpha parts RWS-DReG; Tucker et al. 2019. Half of STL's encoder gradient at 1/2."""
+    """path = (1 - alpha) w~^2 + alpha (w~ - w~^2), score = 0; Tucker et al. 2019. At 1/2 half of STL's."""
     iwae, rws = iwae_dreg(log_w), rws_dreg(log_w)
     return iwae._replace(path=(1 - alpha) * iwae.path + alpha * rws.path)
 
@@ -166,13 +174,13 @@ def dreg_bound(log_w: Tensor, alpha: float) -> Tensor:
 
 
 def vr(log_w: Tensor, alpha: float) -> Weights:
-    """The gradient of the Renyi bound: weights w^(1 - alpha), normalized; Li & Turner 2016."""
+    """The gradient of `vr_bound`: w^(1 - alpha), normalized within each group, / M; Li & Turner 2016."""
     w = normalized((1 - alpha) * log_w)
     return Weights(w, w, w)
 
 
 def vr_max(log_w: Tensor) -> Weights:
-    """The sample of the largest weight alone; Li & Turner 2016."""
+    """The gradient of `vr_max_bound`: 1 / M for the largest w of each group, 0 for all others; Li & Turner 2016."""
     w = torch.zeros_like(log_w).scatter(1, log_w.argmax(1, keepdim=True), 1 / log_w.shape[0])
     return Weights(w, w, w)
 

@@ -4,6 +4,9 @@ Every difference is one named field, so that one detail can be switched alone. `
 produced the published numbers; `paper-text` is the text of Burda et al. (2016), section 5, and where that is silent:
 gradient of the batch mean, batches reshuffled every epoch, all training images, independent initial layers,
 PyTorch's Adam, and the output bias of the code (without it training fails).
+
+Each field names the lines of https://github.com/yburda/iwae that it was read from: optimizers.py, train.py and nnet.py
+at commit ae2ed90, datasets.py and experiments.py at 8e601aa, iwae.py at 8fdcbab.
 """
 
 from __future__ import annotations
@@ -18,27 +21,30 @@ class Protocol:
     """One way to train; the fields are the details on which the paper and the code differ."""
 
     adam_beta1: float
-    """Decay of Adam's first moment: .99 in the code, .9 in the paper."""
+    """Decay of Adam's first moment: .99 in the code (optimizers.py:11), .9 in the paper."""
     second_moment_start: float
-    """Adam's second moment before the first step: 1 in the code (a built-in warm-up), 0 in the paper."""
+    """Adam's second moment before the first step: 1 in the code (optimizers.py:16), a warm-up; 0 in the paper."""
     adam_lagged: bool
-    """The step uses the moments from before this gradient (code)."""
+    """The step uses the moments from before this gradient (code, optimizers.py:33, where Theano reads old values)."""
     adam_eps_uncorrected: bool
-    """eps stands beside sqrt(v) (code) rather than beside the bias-corrected sqrt(v / (1 - beta2^t)) (PyTorch)."""
+    """eps stands beside sqrt(v) (code, optimizers.py:30-33), not beside sqrt(v / (1 - beta2^t)) as in PyTorch."""
     gradient: str
-    """`sum` over the images of a batch (code) or their `mean`; not scale-free, since eps is 1e-4."""
+    """`sum` over the images of a batch (code, iwae.py:161 and 169) or their `mean`; eps 1e-4 makes it no mere scale."""
     shuffle: bool
-    """Visit the images in a new order every epoch; the code keeps one order."""
+    """Visit the images in a new order every epoch; the code keeps one order (train.py:20-22)."""
     identical_initial_layers: bool
-    """Draw every layer from a generator seeded alike, so that layers of equal shape start identical (code)."""
+    """Draw every layer from a generator seeded alike (code, nnet.py:24-28): layers of equal shape start identical."""
     output_bias: bool
-    """Start the decoder's output bias at the logit of the mean training image, clipped to [.001, .999]."""
+    """Start the decoder's output bias at the logit of the mean training image, clipped to [.001, .999] (code,
+    datasets.py:62-64 and iwae.py:107-108)."""
     hold_out: bool
-    """Leave the last 400 MNIST and 1,345 OMNIGLOT training images unused (code)."""
+    """Leave the last 400 MNIST and 1,345 OMNIGLOT training images unused (code, datasets.py:21, 70 and 90)."""
     rounded_learning_rates: bool
-    """1e-3, 7.2e-4, ... 1e-4 (code) in place of the exact .001 * 10^(-i/7)."""
+    """1e-3, 7.2e-4, ... 1e-4 (code, experiments.py:119) in place of the exact .001 * 10^(-i/7)."""
     adam_beta2: float = 0.999
+    """Decay of Adam's second moment: the same in both (optimizers.py:11)."""
     adam_eps: float = 1e-4
+    """The same in both (optimizers.py:33)."""
 
 
 Changes = Mapping[str, bool | float | str]
