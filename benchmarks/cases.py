@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.data.catalogue import PIXELS
+from pipeline.experiments.grid import LATENT
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.schedule import burda_schedule
-from pipeline.experiments.spec import BATCH_SIZE, RunSpec
+from pipeline.experiments.spec import BATCH_SIZE, NLL_SAMPLES, RunSpec
 from pipeline.models.networks import Layer, network
 
-LATENTS = ((50,), (100, 50))
+LATENTS = tuple(LATENT.values())
 """Units of the stochastic layers: the 1-layer and the 2-layer network."""
 IMAGES = 20_000
 """Training images: 1,000 steps an epoch."""
-NLL_SAMPLES = 5000
 NLL_NAME = "nll"
 IMAGES_VARIABLE = "BENCHMARK_IMAGES"
 """Names the .npy file of the training images that every measuring process reads."""
@@ -100,7 +101,7 @@ def run_spec(case: Case, protocol_name: str, seed: int, precision: str = "float3
 def grey_images() -> Tensor:
     """[IMAGES, 784] uint8, four pixels in five black, as in MNIST."""
     rng = np.random.default_rng(0)
-    grey = rng.integers(0, 256, (IMAGES, 784), dtype=np.uint8)
+    grey = rng.integers(0, 256, (IMAGES, PIXELS), dtype=np.uint8)
     grey[rng.random(grey.shape, dtype=np.float32) < 0.8] = 0
     return torch.from_numpy(grey)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.measure import Failed, Rate
 
-Measured = Callable[[float], Rate]
+Timing = Callable[[float], Rate]
 """seconds -> rate. Raises: Failed."""
 WARM_UP_SECONDS = 0.05
 """Measured ahead of the first round, for which a contestant is built and compiled."""
@@ -23,14 +23,14 @@ class Results:
 
 
 @dataclass(frozen=True)
-class Spread:
+class Range:
     median: float
     low: float
     high: float
 
     @staticmethod
-    def of(values: list[float]) -> Spread:
-        return Spread(statistics.median(values), min(values), max(values))
+    def of(values: list[float]) -> Range:
+        return Range(statistics.median(values), min(values), max(values))
 
 
 def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
@@ -39,7 +39,7 @@ def ratios(numerators: list[float], denominators: list[float]) -> list[float]:
 
 
 def hold(
-    contests: dict[str, dict[str, Measured]], rounds: int, seconds: float, on_progress: Callable[[str], None]
+    contests: dict[str, dict[str, Timing]], rounds: int, seconds: float, on_progress: Callable[[str], None]
 ) -> Results:
     """`contests`: by case and contestant. A contestant that fails at a case is out of it; the others go on."""
     results = Results(rates={case: {} for case in contests}, failures={case: {} for case in contests})

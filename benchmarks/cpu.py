@@ -15,7 +15,7 @@ import numpy as np
 
 from benchmarks import ceiling, kernels, ours
 from benchmarks.cases import IMAGES, IMAGES_VARIABLE, Case, grey_images
-from benchmarks.contest import Measured, Results, hold
+from benchmarks.contest import Results, Timing, hold
 from benchmarks.measure import Contestants
 from benchmarks.revision import ROOT, checkout
 
@@ -84,7 +84,7 @@ def run(
             older = {**shared, "PYTHONPATH": _python_path(stack.enter_context(checkout(against)))}
             everyone[AGAINST] = started(f"{ROOT / 'benchmarks' / 'revision.py'}:work", older)
         everyone |= {peer.name: started(f"{peer.module}:work") for peer in peers}
-        contests: dict[str, dict[str, Measured]] = {}
+        contests: dict[str, dict[str, Timing]] = {}
         machine = started("benchmarks.kernels:work")
         for contest, names, missing in (
             (CEILINGS, (*ceiling.OPERATIONS, *ceiling.BYTES), ceiling.missing()),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import ceiling, ours, peers, plain
 from benchmarks.cases import Case, binarized, run_spec, training_images
-from benchmarks.contest import Measured, Results, hold
+from benchmarks.contest import Results, Timing, hold
 from benchmarks.measure import Tick, Work, rate_here
 from pipeline.experiments.choices import AUTO
 from pipeline.experiments.choices import PLAIN as PLAIN_ENGINE
@@ -104,7 +104,7 @@ def run(
 ) -> Results:
     images = training_images().to(device)
 
-    def measured(works: dict[str, Work]) -> dict[str, Measured]:
+    def measured(works: dict[str, Work]) -> dict[str, Timing]:
         return {name: partial(rate_here, work, synchronize=_synchronizer(device)) for name, work in works.items()}
 
     contests = {CEILINGS: measured({TF32_PRODUCT: ceiling.cuda_product(device, tf32=True)})}

@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.cases import Case, glorot_layers, training_images
 from benchmarks.measure import Tick, Work
+from pipeline.data.catalogue import PIXELS
 from pipeline.experiments.spec import BATCH_SIZE
 
 FLAGS = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
@@ -69,7 +70,7 @@ def _many_steps(jax: Any, case: Case, images: Any, steps: int) -> Any:
         layers, m, v, key = state
         key_x, *keys = jax.random.split(jax.random.fold_in(key, n), 1 + len(case.latent))
         start = n % (len(images) // BATCH_SIZE) * BATCH_SIZE
-        grey = lax.dynamic_slice(images, (start, 0), (BATCH_SIZE, 784)).astype(jnp.float32) / 255
+        grey = lax.dynamic_slice(images, (start, 0), (BATCH_SIZE, PIXELS)).astype(jnp.float32) / 255
         x = (jax.random.uniform(key_x, grey.shape) < grey).astype(jnp.float32)
         shapes = [(case.T, BATCH_SIZE, units) for units in case.latent]
         eps = [jax.random.normal(k, shape) for k, shape in zip(keys, shapes, strict=True)]

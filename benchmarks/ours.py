@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.cases import NLL_SAMPLES, Case, binarized, run_spec, training_images
+from benchmarks.cases import Case, binarized, run_spec, training_images
 from benchmarks.measure import Tick, Work
 from pipeline.evaluation.images import Images
-from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
+from pipeline.evaluation.likelihood import PASS_SIZES, likelihoods, model_log_weights
 from pipeline.experiments.choices import AUTO
-from pipeline.experiments.spec import RunSpec
+from pipeline.experiments.spec import BOUND_SAMPLES, NLL_SAMPLES, RunSpec
 from pipeline.models import compiled_step
 from pipeline.models.networks import Parameters
 from pipeline.records.run_folder import Job
@@ -26,8 +26,6 @@ from pipeline.training.train import initial_state
 from pipeline.work.memory import keep_freed_memory
 
 PROTOCOL = "published-code"
-BOUND_SAMPLES = 64
-"""The bound that the evaluation reports beside the NLL."""
 
 
 def stack_of(runs: list[RunSpec], images: Tensor, engine: str = AUTO) -> Stack:
@@ -63,7 +61,7 @@ def nll(case: Case, images: Tensor) -> Work:
     stack = stack_of([run_spec(case, PROTOCOL, seed=0)], images)
     p = Parameters(case.latent, stack.buffers.flat)
     x = Images(binarized(images.cpu()).to(images.device), torch.arange(len(images), device=images.device))
-    block = BLOCKS[images.device.type]
+    block = PASS_SIZES[images.device.type]
     share = block.images * block.samples / NLL_SAMPLES
 
     def run(tick: Tick) -> None:

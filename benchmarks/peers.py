@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.cases import LATENTS, NLL_SAMPLES, Case, binarized, training_images
+from benchmarks.cases import LATENTS, Case, binarized, training_images
 from benchmarks.measure import Tick, Work
-from pipeline.experiments.spec import BATCH_SIZE
+from pipeline.data.catalogue import PIXELS
+from pipeline.experiments.spec import BATCH_SIZE, NLL_SAMPLES
 
 LATENT = LATENTS[0]
 EPOCHS = 1_000_000
@@ -53,7 +54,7 @@ def _networks() -> tuple[nn.Module, nn.Module]:
     class Encoder(base.BaseEncoder):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.hidden = nn.Sequential(nn.Linear(784, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
+            self.hidden = nn.Sequential(nn.Linear(PIXELS, 200), nn.Tanh(), nn.Linear(200, 200), nn.Tanh())
             self.mean = nn.Linear(200, LATENT[0])
             self.log_variance = nn.Linear(200, LATENT[0])
 
@@ -69,7 +70,7 @@ def _networks() -> tuple[nn.Module, nn.Module]:
                 nn.Tanh(),
                 nn.Linear(200, 200),
                 nn.Tanh(),
-                nn.Linear(200, 784),
+                nn.Linear(200, PIXELS),
                 nn.Sigmoid(),
             )
 
@@ -79,7 +80,7 @@ def _networks() -> tuple[nn.Module, nn.Module]:
     return Encoder(), Decoder()
 
 
-SHARED = {"input_dim": (784,), "latent_dim": LATENT[0], "reconstruction_loss": "bce"}
+SHARED = {"input_dim": (PIXELS,), "latent_dim": LATENT[0], "reconstruction_loss": "bce"}
 
 
 def _vae() -> Any:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from benchmarks.cases import NLL_SAMPLES, Case, binarized, training_images
+from benchmarks.cases import Case, binarized, training_images
 from benchmarks.measure import Tick, Work
 from examples.one_run import Batch, Model
-from pipeline.evaluation.likelihood import BLOCKS
-from pipeline.experiments.spec import BATCH_SIZE
+from pipeline.evaluation.likelihood import PASS_SIZES
+from pipeline.experiments.spec import BATCH_SIZE, NLL_SAMPLES
 
 
 class PlainModel(Model):
@@ -109,7 +109,7 @@ def nll(case: Case, images: Tensor) -> Work:
     torch.manual_seed(0)
     model = PlainModel(case.latent).to(images.device)
     bits = binarized(images.cpu()).to(images.device)
-    block = BLOCKS[images.device.type]
+    block = PASS_SIZES[images.device.type]
 
     @torch.no_grad()
     def run(tick: Tick) -> None:

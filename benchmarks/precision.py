@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.cases import CASES, NLL_SAMPLES, TRAINING, Case, run_spec
+from benchmarks.cases import CASES, TRAINING, Case, run_spec
+from benchmarks.ours import PROTOCOL
 from benchmarks.table import markdown
+from pipeline.data.catalogue import DATASETS
 from pipeline.data.datasets import load_dataset
 from pipeline.evaluation.evaluate import Material, evaluate_weights
-from pipeline.experiments.spec import EvaluationSpec
+from pipeline.experiments.spec import BOUND_SAMPLES, NLL_SAMPLES, EvaluationSpec
 from pipeline.records.run_folder import WEIGHTS, Job, read_weights
 from pipeline.training.train import train
-
-TRAIN_IMAGES = 59_600
 
 
 def log_p_hat(
@@ -32,11 +32,15 @@ def log_p_hat(
 ) -> tuple[NDArray[np.float32], float, float]:
     """Of each test image, [test_images] nats, after `steps` updates; active units; and the seconds of training."""
     dataset = load_dataset(data)
-    run = replace(
-        run_spec(case, "published-code", seed=0, precision=precision), train_images=TRAIN_IMAGES, max_steps=steps
-    )
+    count = DATASETS["mnist"].train_images_burda
+    run = replace(run_spec(case, PROTOCOL, seed=0, precision=precision), train_images=count, max_steps=steps)
     spec = EvaluationSpec(
-        seed=123, num_samples=NLL_SAMPLES, bound_samples=64, test_images=test_images, train_images=0, pruned_images=0
+        seed=123,
+        num_samples=NLL_SAMPLES,
+        bound_samples=BOUND_SAMPLES,
+        test_images=test_images,
+        train_images=0,
+        pruned_images=0,
     )
     with tempfile.TemporaryDirectory() as folder:
         job = Job(run, "run", Path(folder) / "run", None)

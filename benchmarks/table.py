@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from benchmarks import ceiling, cpu, gpu, kernels, ours
 from benchmarks.cases import CASES, unit_flops
-from benchmarks.contest import Results, Spread, ratios
+from benchmarks.contest import Range, Results, ratios
 from benchmarks.measure import Rate
 
 MISSING = "–"
@@ -25,7 +25,7 @@ def _number(value: float) -> str:
 
 def _spread(values: list[float], form: str | None = None) -> str:
     """`median (lowest to highest)`."""
-    spread = Spread.of(values)
+    spread = Range.of(values)
     median, low, high = (
         _number(v) if form is None else f"{v:{form}}" for v in (spread.median, spread.low, spread.high)
     )
@@ -73,11 +73,11 @@ def cpu_tables(results: Results, against: str | None = None) -> str:
         return _spread(_cpu(rates[name]))
 
     def wall(case: str, rates: dict[str, list[Rate]], name: str) -> str:
-        return _number(Spread.of(_wall(rates[name])).median)
+        return _number(Range.of(_wall(rates[name])).median)
 
     def share(case: str, rates: dict[str, list[Rate]], name: str) -> str:
         flops = [rate.cpu * unit_flops(CASES[case]) for rate in rates[name]]
-        return f"{Spread.of(ratios(flops, _cpu(machine[ceiling.FMA]))).median:.0%}"
+        return f"{Range.of(ratios(flops, _cpu(machine[ceiling.FMA]))).median:.0%}"
 
     parts = [
         "Updates (of the NLL: images) per second of processor time; medians over the rounds, lowest to highest.",
@@ -127,7 +127,7 @@ def _kernels(rates: dict[str, list[Rate]], machine: dict[str, list[Rate]]) -> li
     slow = []
     for name, kernel_rates in rates.items():
         peak = machine[ceiling.BFLOAT16 if name.endswith(kernels.BFLOAT16_SUFFIX) else ceiling.FMA]
-        share = Spread.of(ratios(_cpu(kernel_rates), _cpu(peak))).median
+        share = Range.of(ratios(_cpu(kernel_rates), _cpu(peak))).median
         rows.append([name, _spread([rate / 1e9 for rate in _cpu(kernel_rates)]), f"{share:.0%}"])
         if share < SLOW:
             slow.append(name)
@@ -155,7 +155,7 @@ def gpu_tables(results: Results, hours: dict[str, float]) -> str:
             stack = None if CASES[case].is_nll else gpu.StackName.of(who)
             size = 1 if stack is None else stack.size
             run_rates = [rate * size for rate in _wall(rates[who])]
-            median = Spread.of(run_rates).median
+            median = Range.of(run_rates).median
             flops = [rate * unit_flops(CASES[case]) for rate in run_rates]
             rows.append(
                 [
@@ -168,10 +168,10 @@ def gpu_tables(results: Results, hours: dict[str, float]) -> str:
                         _spread(ratios(run_rates, _wall(rates[peer])), ".2f") if peer in rates else MISSING
                         for peer in (gpu.PLAIN, gpu.PYTHAE)
                     ),
-                    f"{Spread.of(ratios(flops, peak)).median:.0%}",
+                    f"{Range.of(ratios(flops, peak)).median:.0%}",
                 ]
             )
-    parts = [markdown(rows), f"Matrix product 4096x4096x4096 in TF32: {Spread.of(peak).median / 1e12:.1f} TFLOP/s."]
+    parts = [markdown(rows), f"Matrix product 4096x4096x4096 in TF32: {Range.of(peak).median / 1e12:.1f} TFLOP/s."]
     if hours:
         projected = [[experiment, f"{value:.1f}"] for experiment, value in hours.items()]
         total = ["all", f"{sum(hours.values()):.1f}"]

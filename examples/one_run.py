@@ -23,8 +23,10 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from torch.func import functional_call
 
-from examples.pipeline_run import ROWS, Found, pipeline_run
+from examples.pipeline_run import ROWS, Outcome, pipeline_run
 from pipeline.data.datasets import load_dataset
+from pipeline.errors import UserError
+from pipeline.experiments.grid import check_setting
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE
 from pipeline.objectives import OBJECTIVES, Objective
@@ -128,6 +130,7 @@ def set_gradients(model: Model, objective: Objective, M: int, batch: Batch, para
 
 
 def noise(model: Model, samples: int, images: int) -> list[Tensor]:
+    """Standard normal noise [samples, images, units] for each stochastic layer."""
     return [torch.randn(samples, images, units) for units in model.latent]
 
 
@@ -191,9 +194,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=500, help="test images (default: 500)")
     parser.add_argument("--data", type=Path, default=Path("data/binarized/mnist"), help="default: %(default)s")
     words = parser.parse_args()
+    try:
+        check_setting("options", words.objective, words.M, words.K, words.parameter)
+        dataset = load_dataset(words.data)
+    except UserError as error:
+        parser.error(str(error))
+    if not 1 <= words.images <= len(dataset.test_bits):
+        parser.error(f"--images: from 1 to {len(dataset.test_bits)}, not {words.images}")
     objective, latent = OBJECTIVES[words.objective], ((50,), (100, 50))[words.layers - 1]
     schedule = burda_schedule(rounded=False)[: words.stages]
-    dataset = load_dataset(words.data)
     images = torch.from_numpy(dataset.train_images)
     test = torch.from_numpy(dataset.test_bits[:: len(dataset.test_bits) // words.images]).float()
     torch.manual_seed(0)
@@ -208,7 +217,7 @@ def main() -> None:
         train(model, optimizer, objective, words.M, stage.learning_rate, data, words.parameter)
     seconds = time.monotonic() - start
     active = active_units(model, torch.bernoulli(images[:500].float() / 255))
-    ours = Found(log_likelihoods(model, test), active, seconds)
+    ours = Outcome(log_likelihoods(model, test), active, seconds)
     print("the pipeline: the same run from its own seed", flush=True)
     theirs = pipeline_run(words.objective, words.M, words.K, words.parameter, latent, schedule, images, test)
     print(f"\n{'':28}{'this file':>16}{'the pipeline':>16}")

@@ -15,18 +15,16 @@ from pipeline.evaluation.active_units import BURDA_IMAGES, posterior_means, unit
 from pipeline.evaluation.images import Images, binarize_once
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.experiments.protocol import PROTOCOLS
-from pipeline.experiments.spec import RunSpec, Stage
+from pipeline.experiments.spec import BOUND_SAMPLES, NLL_SAMPLES, RunSpec, Stage
 from pipeline.models.networks import Parameters
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import Job
 from pipeline.training.engines import stack_for
 from pipeline.training.train import initial_state
 
-SAMPLES, BOUND_SAMPLES = 5000, 64
-
 
 @dataclass(frozen=True)
-class Found:
+class Outcome:
     """What was found of one trained model."""
 
     log_p: Tensor
@@ -37,7 +35,7 @@ class Found:
     """Of training."""
 
 
-ROWS: dict[str, Callable[[Found], str]] = {
+ROWS: dict[str, Callable[[Outcome], str]] = {
     "NLL, nats per image": lambda outcome: f"{-outcome.log_p.mean():.2f}",
     "its standard error": lambda outcome: f"{outcome.log_p.std() / len(outcome.log_p) ** 0.5:.2f}",
     "active units": lambda outcome: " + ".join(map(str, outcome.active)),
@@ -54,7 +52,7 @@ def pipeline_run(
     schedule: tuple[Stage, ...],
     images: Tensor,
     test: Tensor,
-) -> Found:
+) -> Outcome:
     """Train and evaluate one run as the pipeline does, under the protocol that the paper's text describes.
 
     `images`: grey, [N, 784] uint8. `test`: binary, [N, 784] float32.
@@ -84,8 +82,8 @@ def pipeline_run(
     seconds = time.monotonic() - start
     p = Parameters(latent, stack.buffers.flat)
     x = Images(test, torch.arange(len(test)))
-    estimates = likelihoods(model_log_weights(p, seed=0), x, SAMPLES, BOUND_SAMPLES)
+    estimates = likelihoods(model_log_weights(p, seed=0), x, NLL_SAMPLES, BOUND_SAMPLES)
     seen = binarize_once(images.numpy(), np.arange(BURDA_IMAGES), 0, "active units", test.device)
     variances = [unit_variances(means) for means in posterior_means(p, seen, seed=0)]
     active = [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]
-    return Found(torch.from_numpy(estimates.log_p_hat), active, seconds)
+    return Outcome(torch.from_numpy(estimates.log_p_hat), active, seconds)

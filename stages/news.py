@@ -6,7 +6,7 @@ import argparse
 
 from pipeline.errors import UserError
 from pipeline.paths import Paths
-from pipeline.records.committed import compare, in_words
+from pipeline.records.committed import compare_with_commit, comparison_lines
 from pipeline.records.results import load_results
 from pipeline.reporting.summary import depth, for_terminal, table1
 from stages import run_stage
@@ -20,7 +20,7 @@ def main(paths: Paths) -> None:
     results = load_results(folder / "results")
     if not results:
         raise UserError(f"{folder / 'results'}: no results; `make repro` (or `dvc repro`) makes them")
-    print("\n".join(in_words(compare(paths, scale))))
+    print("\n".join(comparison_lines(compare_with_commit(paths, scale))))
     if lines := table1(results):
         print(f"MNIST, NLL in nats {depth(results)}, the paper's in brackets:")
         print("\n".join(for_terminal(lines)))

@@ -17,7 +17,7 @@ import time
 from dataclasses import replace
 
 from pipeline.data.datasets import load_dataset
-from pipeline.evaluation.snr import FRESH, SMALLEST, Batches, common_batch, fresh_batches, one_batch, snr_at
+from pipeline.evaluation.snr import FRESH, SMALLEST, BatchSource, common_batch, fresh_batches, one_batch, snr_at
 from pipeline.experiments.params import load_params
 from pipeline.paths import Paths
 from pipeline.published import Setting
@@ -67,7 +67,7 @@ def main(paths: Paths) -> None:
     flat = read_weights(model.weights, model.spec.latent, model.digest).to(device)
     grey = load_dataset(paths.binarized(model.spec.dataset)).train_images
     count = model.spec.train_images
-    kinds: dict[str, Batches] = {
+    kinds: dict[str, BatchSource] = {
         "": one_batch(common_batch(grey, count, asked.seed, device).to(flat.dtype)),
         FRESH: fresh_batches(grey[:count], asked.seed, device, flat.dtype),
     }

@@ -163,7 +163,7 @@ def obtain(file: RawFile, folder: Path, session: Session) -> Obtained:
     failures = []
     for source in session.in_order(file.sources):
         try:
-            unpacked = unpack(fetch(source, session), session.scratch / "unpacked")
+            unpacked = decompress(fetch(source, session), session.scratch / "unpacked")
             form = identify(unpacked, file.forms)
         except SourceFailed as failure:
             failures.append(f"  {session.label(source)}: {failure}")
@@ -286,7 +286,7 @@ def fetch_npm(at: str, session: Session) -> Path:
     target = session.scratch / "received"
     try:
         # Decompressed up to a size first: tarfile passes over what it is not asked for, and takes headers of any size.
-        plain = unpack(next(folder.glob("*.tgz")), session.scratch / "package.tar")
+        plain = decompress(next(folder.glob("*.tgz")), session.scratch / "package.tar")
         with tarfile.open(plain, "r:") as archive, target.open("wb") as out:
             # Copying one member's bytes, rather than extracting, keeps links and paths of the tarball out.
             stream = archive.extractfile(member)
@@ -353,7 +353,7 @@ def _never_connected(error: requests.RequestException) -> bool:
     return bool(error.args) and isinstance(error.args[0], urllib3.exceptions.MaxRetryError)
 
 
-def unpack(received: Path, target: Path) -> Path:
+def decompress(received: Path, target: Path) -> Path:
     """Copy a file, decompressed if it is a gzip.
 
     Raises: SourceFailed when it cannot be read, WrongFile when it is a corrupt or truncated gzip.
@@ -387,7 +387,7 @@ def identify(path: Path, forms: tuple[Form, ...]) -> Form:
 
     Raises: WrongFile naming the expected and the found digests.
     """
-    actual = {algorithm: digest(path, algorithm) for form in forms for algorithm in form.digests}
+    actual = {algorithm: file_digest(path, algorithm) for form in forms for algorithm in form.digests}
     for form in forms:
         if all(actual[algorithm] == value for algorithm, value in form.digests.items()):
             return form
@@ -399,7 +399,7 @@ def identify(path: Path, forms: tuple[Form, ...]) -> Form:
     raise WrongFile(f"checksum mismatch: expected {expected}, found {text(actual)}")
 
 
-def digest(path: Path, algorithm: str) -> str:
+def file_digest(path: Path, algorithm: str) -> str:
     """The hexadecimal `sha256`, `md5` or `git-blob` id (what `git hash-object` prints) of a file."""
     start = {
         "sha256": hashlib.sha256,

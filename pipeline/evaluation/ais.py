@@ -26,12 +26,12 @@ from torch import Tensor
 
 from pipeline.draws.streams import Stream
 from pipeline.evaluation.images import Images
-from pipeline.evaluation.likelihood import BLOCKS, likelihoods, model_log_weights
+from pipeline.evaluation.likelihood import PASS_SIZES, likelihoods, model_log_weights
 from pipeline.models.log_weights import decode
 from pipeline.models.networks import Parameters
 from pipeline.models.output_layer import bernoulli
 
-IMAGES_PER_BLOCK = BLOCKS["cpu"].images
+IMAGES_PER_BLOCK = PASS_SIZES["cpu"].images
 PILOT_IMAGES = 20
 """Test images whose chains find the step sizes."""
 LEAPFROGS = 3
@@ -253,7 +253,7 @@ class AisSpec:
         return 3 * self.transitions * math.ceil(self.images / IMAGES_PER_BLOCK)
 
 
-def simulate(p: Parameters, images: int, seed: int) -> tuple[Images, Tensor]:
+def simulate_images(p: Parameters, images: int, seed: int) -> tuple[Images, Tensor]:
     """Images from the model (float64), and what they were made from, u [images, D]: posterior samples."""
     device = p.flat.device
     numbers = torch.arange(images, device=device)
@@ -278,7 +278,7 @@ def second_opinion(
     """
     p = Parameters(latent, flat.double().unsqueeze(0))
     dimensions = sum(latent)
-    simulated, posterior = simulate(p, len(test), spec.seed)
+    simulated, posterior = simulate_images(p, len(test), spec.seed)
     arrays: dict[str, list[Tensor]] = {}
     rates = []
 

@@ -36,6 +36,7 @@ from pipeline.files import atomic_path, sha256_file
 from pipeline.models.networks import Parameters
 from pipeline.records.facts import EvaluationFacts, Origin
 from pipeline.records.metrics import ACTIVE_VARIANCE
+from pipeline.records.results import GREY_LEVELS
 from pipeline.records.run_folder import WEIGHTS, read_run, read_weights
 from pipeline.records.sealed import Damaged, read_sealed_json, reading, write_sealed_json
 
@@ -48,8 +49,6 @@ WIDTH_IMAGES = 100
 """Of the diagnostic images, evenly spaced, whose log standard deviations of q are kept unit by unit."""
 SCATTER_IMAGES = 2000
 PICTURED_IMAGES, PICTURED_SAMPLES = 10, 6
-GREY_LEVELS = 15
-"""Pictures are kept in so few levels above white that they compress well."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Material:
     """None where the test set has none; then no digits are read."""
 
 
-class Measured(NamedTuple):
+class Measurements(NamedTuple):
     """Metrics by name and arrays by name, as `pipeline.records.results.RunResult` lists them."""
 
     metrics: dict[str, float]
@@ -94,7 +93,7 @@ class Evaluation:
     run: str
     """The run's digest."""
     steps: int
-    measured: Measured
+    measured: Measurements
     how: EvaluationFacts
 
 
@@ -104,7 +103,7 @@ def evaluate_weights(
     spec: EvaluationSpec,
     material: Material,
     between_passes: Callable[[], None] = lambda: None,
-) -> Measured:
+) -> Measurements:
     """The metrics and arrays of one row of weights, [count], on its device; gradients' signal-to-noise apart."""
     p = Parameters(run.latent, flat.unsqueeze(0))
     grey = material.train_images
@@ -125,12 +124,12 @@ def evaluate_weights(
     parts = [
         density(of_test, spec.num_samples),
         active_units(variances, test_variances),
-        Measured({}, {"samples": draw_samples(p, SAMPLE_COUNT, spec.seed).astype(np.float16)}),
+        Measurements({}, {"samples": draw_samples(p, SAMPLE_COUNT, spec.seed).astype(np.float16)}),
     ]
     if spec.pruned_images:
         some = evenly_spaced(len(chosen), spec.pruned_images)
         of_pruned = estimate(chosen[some], active_masks(variances, flat.device))
-        parts.append(Measured(pruned(of_test.log_p_hat, of_pruned.log_p_hat, some), {}))
+        parts.append(Measurements(pruned(of_test.log_p_hat, of_pruned.log_p_hat, some), {}))
     if spec.binarizations > 1 and not is_fixed(material.test_images):
         rows = evenly_spaced(len(test), spec.binarization_images)
         draws = [
@@ -138,25 +137,25 @@ def evaluate_weights(
             for which in range(spec.binarizations)
         ]
         estimates = [estimate(images, samples=spec.binarization_samples) for images in draws]
-        parts.append(Measured(*bits_spread(estimates, len(chosen))))
+        parts.append(Measurements(*bits_spread(estimates, len(chosen))))
     if spec.train_images:
         rows = evenly_spaced(run.train_images, spec.train_images)
         of_train = estimate(binarize_once(grey, rows, spec.seed, "train likelihood", flat.device))
-        parts.append(Measured(nll_and_error("train_nll", of_train.log_p_hat), {}))
+        parts.append(Measurements(nll_and_error("train_nll", of_train.log_p_hat), {}))
     if spec.diagnostic_images:
         active = active_masks(test_variances[:1], flat.device)[0]
         parts.append(diagnose(p, spec, test, active, material.labels, between_passes))
     return _joined(parts)
 
 
-def _joined(parts: list[Measured]) -> Measured:
-    return Measured(
+def _joined(parts: list[Measurements]) -> Measurements:
+    return Measurements(
         {name: value for part in parts for name, value in part.metrics.items()},
         {name: array for part in parts for name, array in part.arrays.items()},
     )
 
 
-def density(of_test: Likelihoods, num_samples: int) -> Measured:
+def density(of_test: Likelihoods, num_samples: int) -> Measurements:
     """What the likelihood estimates of the test images say."""
     count = len(of_test.log_p_hat)
     kept = evenly_spaced(count, BOUND_IMAGES)
@@ -177,7 +176,7 @@ def density(of_test: Likelihoods, num_samples: int) -> Measured:
         "bound_gaps": (of_test.log_p_hat[:, None] - of_test.bounds)[kept].astype(np.float16),
         "relative_variance": of_test.relative_variance[kept],
     }
-    return Measured(metrics, arrays)
+    return Measurements(metrics, arrays)
 
 
 def nll_and_error(name: str, log_p_hat: NDArray[np.float32]) -> dict[str, float]:
@@ -199,9 +198,9 @@ def pruned(whole: NDArray[np.float32], without: NDArray[np.float32], some: NDArr
     return {"nll_pruned": nll, "pruned_images": float(len(some)), **error}
 
 
-def active_units(variances: list[NDArray[np.float64]], test_variances: list[NDArray[np.float64]]) -> Measured:
+def active_units(variances: list[NDArray[np.float64]], test_variances: list[NDArray[np.float64]]) -> Measurements:
     """Active units from A_u [units] of each layer: by Burda's recipe, and over the whole test set."""
-    measured = Measured({}, {})
+    measured = Measurements({}, {})
     for l, (by_recipe, on_test) in enumerate(zip(variances, test_variances, strict=True), start=1):
         measured.metrics[f"active_units_{l}"] = float((by_recipe > ACTIVE_VARIANCE).sum())
         measured.metrics[f"active_units_test_{l}"] = float((on_test > ACTIVE_VARIANCE).sum())
@@ -216,7 +215,7 @@ def diagnose(
     active: Tensor,
     labels: Labels | None,
     between_passes: Callable[[], None],
-) -> Measured:
+) -> Measurements:
     """Spread of q(h1 | x), decoded samples and the digits in them; with two latent units also the posteriors.
 
     `test`: every test image. `active`: mask of the units of layer 1.
@@ -229,7 +228,7 @@ def diagnose(
     x = test[pictured].bits
     kept = evenly_spaced(len(chosen), WIDTH_IMAGES)
     parts = [
-        Measured(
+        Measurements(
             {"log_q_sd": _mean(spread.log_sd), "decoded_sd": _mean(spread.decoded_sd)},
             {
                 "spread/log_q_sd": spread.log_sd,
@@ -245,16 +244,18 @@ def diagnose(
         seen = _digits(reader, test[chosen].bits)
         parts.append(_digit_changes(seen, spread.digits, labels.test[chosen], labels.reader.accuracy))
         of_pictures = {"pictures/label": np.array(labels.test[pictured]), "pictures/digits": _digits(reader, decoded)}
-        parts.append(Measured({}, of_pictures))
+        parts.append(Measurements({}, of_pictures))
     if p.latent == (2,):
         parts.append(_latent_plane(p, spec, test, labels))
         h = samples_of_q(p, test[pictured], PICTURED_SAMPLES, spec.seed, "pictures")
         weighed = {"pictures/h": h.transpose(0, 1), "pictures/log_w": sample_weights(p, x, h).T}
-        parts.append(Measured({}, {name: value.cpu().numpy().astype(np.float32) for name, value in weighed.items()}))
+        parts.append(
+            Measurements({}, {name: value.cpu().numpy().astype(np.float32) for name, value in weighed.items()})
+        )
         # Every other picture: enough to see, half to keep.
         grid = posterior_grid(p, x[::2])
         arrays = {f"posterior/{name}": value for name, value in asdict(grid).items()}
-        parts.append(Measured({}, arrays | {"posterior/log_density": grid.log_density.astype(np.float16)}))
+        parts.append(Measurements({}, arrays | {"posterior/log_density": grid.log_density.astype(np.float16)}))
     return _joined(parts)
 
 
@@ -264,7 +265,7 @@ def _digits(reader: DigitReader, images: Tensor) -> NDArray[np.uint8]:
 
 def _digit_changes(
     seen: NDArray[np.uint8], decoded: NDArray[np.uint8], labels: NDArray[np.uint8], accuracy: float
-) -> Measured:
+) -> Measurements:
     """How often a decoded sample shows another digit than its image, where the image is read rightly.
 
     `seen`: the digit read in each image, [images]; `decoded`: in its decoded samples, [images, samples].
@@ -272,17 +273,17 @@ def _digit_changes(
     right = seen == labels
     metrics = {"digit_changes": float((decoded != seen[:, None])[right].mean())} if right.any() else {}
     arrays = {"digits/label": np.array(labels), "digits/image": seen, "digits/decoded": decoded}
-    return Measured(metrics | {"digit_reader_accuracy": accuracy}, arrays)
+    return Measurements(metrics | {"digit_reader_accuracy": accuracy}, arrays)
 
 
-def _latent_plane(p: Parameters, spec: EvaluationSpec, test: Images, labels: Labels | None) -> Measured:
+def _latent_plane(p: Parameters, spec: EvaluationSpec, test: Images, labels: Labels | None) -> Measurements:
     """Where the encoder puts test images, for a model of two latent units."""
     scattered = evenly_spaced(len(test), SCATTER_IMAGES)
     (means,) = posterior_means(p, test[scattered], spec.seed)
     arrays: dict[str, NDArray[Any]] = {"latent/mean": means.astype(np.float16)}
     if labels is not None:
         arrays["latent/label"] = np.array(labels.test[scattered])
-    return Measured({}, arrays)
+    return Measurements({}, arrays)
 
 
 def pictured_images(count: int, labels: NDArray[np.uint8] | None) -> NDArray[np.int64]:
@@ -303,10 +304,10 @@ def gradient_snr(
     train_images: NDArray[np.uint8],
     device: torch.device,
     between_passes: Callable[[], None],
-) -> Measured:
+) -> Measurements:
     """`run_snr` on the batch that all runs of a dataset have in common."""
     batch = common_batch(train_images, run.train_images, spec.seed, device)
-    return Measured(*run_snr(run_folder, run, spec.snr_gradients, batch, train_images, spec.seed, between_passes))
+    return Measurements(*run_snr(run_folder, run, spec.snr_gradients, batch, train_images, spec.seed, between_passes))
 
 
 def _mean(values: NDArray[np.float32]) -> float:

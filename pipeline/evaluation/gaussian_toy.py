@@ -77,7 +77,7 @@ class Toy:
         return self.log_px - self.delta.square().sum(1) - D / 2 * (ratio - 1 - math.log(ratio))
 
 
-def optimum(x: Tensor) -> Toy:
+def toy_optimum(x: Tensor) -> Toy:
     """The parameters that maximize the bound on this data, whatever M and K."""
     mu = x.mean(0)
     return Toy(x, mu, torch.eye(x.shape[1], dtype=x.dtype) / 2, mu / 2)
@@ -90,7 +90,7 @@ def make_toy(seed: int, dimensions: int = DIMENSIONS, points: int = POINTS, offs
         return Stream(seed, f"toy {purpose}", torch.device("cpu")).normal(0, shape).double()
 
     z = normal("mean", dimensions) + normal("z", points, dimensions)
-    best = optimum(z + normal("x", points, dimensions))
+    best = toy_optimum(z + normal("x", points, dimensions))
     return Toy(
         best.x,
         best.mu + offset * normal("mu", dimensions),

@@ -1,7 +1,7 @@
 """The 5000-sample log-likelihood of test images, and the bounds that the same samples give.
 
-Samples are streamed: no more than one `Block` of logits exists at a time; what is kept is one log-weight per sample of
-one block of images.
+Samples are streamed: no more logits exist at a time than a `PassSize` says; what is kept is one log-weight per sample
+of the images of a pass.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from pipeline.models.networks import Parameters
 
 
 @dataclass(frozen=True)
-class Block:
+class PassSize:
     """What is computed in one pass: so many samples of so many images."""
 
     images: int
     samples: int
 
 
-BLOCKS = {"cpu": Block(20, 50), "cuda": Block(1000, 50)}
+PASS_SIZES = {"cpu": PassSize(20, 50), "cuda": PassSize(1000, 50)}
 """By device type: logits that stay in a core's cache (3 MB); enough rows to fill a GPU (157 MB of logits)."""
 
 LogWeights = Callable[[Images, int, int], Tensor]
@@ -73,7 +73,7 @@ def model_log_weights(p: Parameters, seed: int, active: list[Tensor] | None = No
 
 def _compiled_log_weights(p: Parameters, seed: int, active: list[Tensor] | None) -> LogWeights:
     masks = [torch.ones(units) for units in p.latent] if active is None else active
-    model = compiled_step.LogWeights(p.latent, p.flat[0].contiguous(), torch.cat(masks).float())
+    model = compiled_step.CompiledLogWeights(p.latent, p.flat[0].contiguous(), torch.cat(masks).float())
     keys = np.array([stream_key(seed, purpose) for purpose in _purposes(p.latent)], np.uint32)
     last: Images | None = None
 
@@ -116,16 +116,16 @@ def likelihoods(
     images: Images,
     num_samples: int,
     bound_samples: int,
-    block_of: Block | None = None,
+    pass_size: PassSize | None = None,
     between_passes: Callable[[], None] = lambda: None,
 ) -> Likelihoods:
     """Estimate from `num_samples` samples per image.
 
-    `block_of`: how much at once; by default what suits the device. Estimates do not depend on it, nor on which other
-    images there are, beyond rounding.
+    `pass_size`: how much at once; by default what suits the device. Estimates do not depend on it, nor on which
+    other images there are, beyond rounding.
     `between_passes` is called before every pass; it may raise to stop.
     """
-    size = block_of or BLOCKS[images.bits.device.type]
+    size = pass_size or PASS_SIZES[images.bits.device.type]
     parts: list[tuple[Tensor, ...]] = []
     for some in images.split(size.images):
         passes = []

@@ -31,7 +31,7 @@ FLOOR = -30.0
 
 
 @dataclass(frozen=True)
-class Spread:
+class PosteriorSpread:
     """Of q(h1 | x) and what it decodes to, per image."""
 
     log_sd: NDArray[np.float32]
@@ -73,7 +73,7 @@ def measure_spread(
     reader: DigitReader | None,
     seed: int,
     between_passes: Callable[[], None] = lambda: None,
-) -> Spread:
+) -> PosteriorSpread:
     """Spread over `images`; `active`: units of layer 1 to average over, [units] in {0, 1} (all where none)."""
     chosen = active > 0 if active.any() else torch.ones_like(active, dtype=torch.bool)
     unit_log_sd, decoded_sd, digits = [], [], []
@@ -85,7 +85,7 @@ def measure_spread(
         if reader is not None:
             digits.append(reader.read(decoded).T.to(torch.uint8))
     every = torch.cat(unit_log_sd)
-    return Spread(
+    return PosteriorSpread(
         every[:, chosen].mean(-1).cpu().numpy().astype(np.float32),
         every.cpu().numpy().astype(np.float32),
         torch.cat(decoded_sd).cpu().numpy().astype(np.float32),

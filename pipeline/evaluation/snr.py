@@ -191,16 +191,16 @@ def _estimate(blocks: list[Moments], ratios: Tensor) -> SnrEstimate:
 
 FRESH = "_fresh"
 """What follows the names of metrics with a fresh minibatch for every gradient."""
-Batches = Callable[[Tensor], Tensor]
+BatchSource = Callable[[Tensor], Tensor]
 """Numbers of gradients [R] int64 -> the images that each is of, [R, B, 784] in {0, 1}."""
 
 
-def one_batch(images: Tensor) -> Batches:
+def one_batch(images: Tensor) -> BatchSource:
     """The same images [B, 784] for every gradient: what varies is the noise of the samples alone."""
     return lambda numbers: images.repeat(len(numbers), 1, 1)
 
 
-def fresh_batches(grey: NDArray[np.uint8], seed: int, device: torch.device, dtype: torch.dtype) -> Batches:
+def fresh_batches(grey: NDArray[np.uint8], seed: int, device: torch.device, dtype: torch.dtype) -> BatchSource:
     """A batch of its own for every gradient, drawn from grey images [N, 784] and binarized anew, as in training."""
     images = torch.from_numpy(np.array(grey)).to(device)
     which, bits = (Stream(seed, f"snr batch/{what}", device) for what in ("images", "bits"))
@@ -213,7 +213,7 @@ def fresh_batches(grey: NDArray[np.uint8], seed: int, device: torch.device, dtyp
     return batches
 
 
-def network_gradients(flat: Tensor, run: RunSpec, batches: Batches, seed: int) -> Draw:
+def network_gradients(flat: Tensor, run: RunSpec, batches: BatchSource, seed: int) -> Draw:
     """Draws of the run's own estimator at the weights `flat` [count]: what samples and `batches` make vary.
 
     Gradients of the mean over a batch, of `encoder` and `decoder`. The draws lie along the run axis of one stack, on
@@ -266,7 +266,7 @@ def common_batch(train_images: NDArray[np.uint8], count: int, seed: int, device:
 def snr_at(
     flat: Tensor,
     run: RunSpec,
-    batches: Batches,
+    batches: BatchSource,
     draws: int,
     seed: int,
     kind: str = "",

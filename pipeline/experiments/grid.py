@@ -21,7 +21,7 @@ from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import INDEX, WRITE_COHORTS, load_cohorts, load_index
 from pipeline.experiments.names import CellName, ProtocolName
-from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, Setting, load_params
+from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, SettingParams, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
@@ -53,7 +53,11 @@ def cohort_name(experiment: str, dataset: str, layers: int, T: int | None, seeds
     return f"{experiment}-{dataset}-{layers}L{samples}{further}"
 
 
-def _check_objective(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
+def check_setting(where: str, objective: str, M: int, K: int, parameter: float | None) -> None:
+    """Raises: UserError beginning with `where`, when the objective does not take M groups of K samples or `parameter`.
+
+    It is also raised when the objective's entry in pipeline/objectives.py does not give what an update needs.
+    """
     # torch takes seconds to import, which stages that only read finished cohorts should not pay.
     from pipeline.objectives import OBJECTIVES, check_estimator
 
@@ -96,7 +100,7 @@ class _Point:
     """One of the estimators that an experiment trains, under one choice of protocol."""
 
     where: str
-    setting: Setting
+    setting: SettingParams
     M: int
     K: int
     parameter: float | None
@@ -110,7 +114,7 @@ def _points(where: str, experiment: Experiment) -> list[_Point]:
         here = f"{where}.settings.{index}"
         parameters: list[float | None] = [None] if setting.parameter is None else [*setting.parameter]
         for M, K, parameter, protocol in itertools.product(setting.M, setting.K, parameters, setting.protocol):
-            _check_objective(here, setting.objective, M, K, parameter)
+            check_setting(here, setting.objective, M, K, parameter)
             if M * K not in experiment.T:
                 allowed = ", ".join(map(str, experiment.T))
                 raise UserError(
@@ -144,59 +148,68 @@ def build_cohorts(params: Params, source: Path = HERE.params) -> dict[str, Cohor
     cohorts: dict[str, list[RunSpec]] = {}
     owners: dict[str, tuple[str, str, str]] = {}
     for scale_name, scale in params.scales.items():
-        for experiment_name, part in scale.experiments.items():
-            experiment = params.experiments[experiment_name]
-            points = _points(f"{source}: experiments.{experiment_name}", experiment)
-            if missing := {*(part.T or ()), *part.seeds_at} - set(experiment.T):
-                where = f"{source}: scales.{scale_name}.experiments.{experiment_name}.T"
-                allowed = ", ".join(map(str, experiment.T))
-                raise UserError(f"{where}: {min(missing)} is not a sample count of the experiment (T: {allowed})")
-            points = [point for point in points if part.T is None or point.M * point.K in part.T]
-            own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
-            if experiment.latent and part.layers != [len(experiment.latent)]:
-                raise UserError(
-                    f"{source}: scales.{scale_name}.experiments.{experiment_name}.layers: must be"
-                    f" [{len(experiment.latent)}], as many as the experiment's latent {experiment.latent} has"
-                )
-            for seeds, dataset, layers, point, seed in _crossed(scale, part, points):
-                info, M, K, setting = DATASETS[dataset], point.M, point.K, point.setting
-                protocol_name, protocol, switched = _protocol(
-                    point.where, part.protocol or scale.protocol, point.protocol
-                )
-                schedule = own_schedule or burda_schedule(protocol.rounded_learning_rates)
-                train_images = info.train_images_burda if protocol.hold_out else info.train_images
-                try:
-                    depth = _depth(scale, part, schedule, train_images // BATCH_SIZE, bool(own_schedule))
-                except ValueError as error:
-                    where = f"scales.{scale_name}.experiments.{experiment_name}.epochs"
-                    raise UserError(f"{source}: {where}: {error}") from error
-                name = cohort_name(experiment_name, dataset, layers, None if experiment.one_cohort else M * K, seeds)
+        for experiment_name in scale.experiments:
+            one_cohort = params.experiments[experiment_name].one_cohort
+            for seeds, run in _runs(params, scale_name, experiment_name, source):
+                T = None if one_cohort else run.T
+                name = cohort_name(experiment_name, run.dataset, run.layers, T, seeds)
                 key = f"{scale_name}/{name}"
                 owners[key] = (scale_name, experiment_name, name)
-                cohorts.setdefault(key, []).append(
-                    RunSpec(
-                        name=run_name(setting.objective, M, K, point.parameter, seed, switched),
-                        objective=setting.objective,
-                        M=M,
-                        K=K,
-                        parameter=point.parameter,
-                        seed=seed,
-                        dataset=dataset,
-                        latent=tuple(experiment.latent or LATENT[layers]),
-                        train_images=train_images,
-                        protocol_name=protocol_name,
-                        protocol=protocol,
-                        schedule=schedule,
-                        max_steps=depth,
-                        precision=scale.precision,
-                        continues=_continued(params, scale_name, dataset, layers, seed, setting.after),
-                        algorithm_version=params.algorithm_version,
-                    )
-                )
+                cohorts.setdefault(key, []).append(run)
     built = {key: CohortSpec(*owners[key], tuple(runs)) for key, runs in cohorts.items()}
     for cohort in built.values():
         _check_cohort(cohort, built, source)
     return built
+
+
+def _runs(params: Params, scale_name: str, experiment_name: str, source: Path) -> Iterator[tuple[list[int], RunSpec]]:
+    """Every run of an experiment at a scale, each after the seeds that train together."""
+    scale, experiment = params.scales[scale_name], params.experiments[experiment_name]
+    part = scale.experiments[experiment_name]
+    where = f"{source}: scales.{scale_name}.experiments.{experiment_name}"
+    points = _points(f"{source}: experiments.{experiment_name}", experiment)
+    _check_part(where, part, experiment)
+    points = [point for point in points if part.T is None or point.M * point.K in part.T]
+    own_schedule = tuple(Stage(stage.epochs, stage.learning_rate) for stage in experiment.schedule or ())
+    for seeds, dataset, layers, point, seed in _crossed(scale, part, points):
+        info, setting = DATASETS[dataset], point.setting
+        protocol_name, protocol, switched = _protocol(point.where, part.protocol or scale.protocol, point.protocol)
+        schedule = own_schedule or burda_schedule(protocol.rounded_learning_rates)
+        train_images = info.train_images_burda if protocol.hold_out else info.train_images
+        try:
+            depth = _depth(scale, part, schedule, train_images // BATCH_SIZE, bool(own_schedule))
+        except ValueError as error:
+            raise UserError(f"{where}.epochs: {error}") from error
+        run = RunSpec(
+            name=run_name(setting.objective, point.M, point.K, point.parameter, seed, switched),
+            objective=setting.objective,
+            M=point.M,
+            K=point.K,
+            parameter=point.parameter,
+            seed=seed,
+            dataset=dataset,
+            latent=tuple(experiment.latent or LATENT[layers]),
+            train_images=train_images,
+            protocol_name=protocol_name,
+            protocol=protocol,
+            schedule=schedule,
+            max_steps=depth,
+            precision=scale.precision,
+            continues=_continued(params, scale_name, dataset, layers, seed, setting.after),
+            algorithm_version=params.algorithm_version,
+        )
+        yield seeds, run
+
+
+def _check_part(where: str, part: Part, experiment: Experiment) -> None:
+    allowed = ", ".join(map(str, experiment.T))
+    if missing := {*(part.T or ()), *part.seeds_at} - set(experiment.T):
+        raise UserError(f"{where}.T: {min(missing)} is not a sample count of the experiment (T: {allowed})")
+    if experiment.latent and part.layers != [len(experiment.latent)]:
+        raise UserError(
+            f"{where}.layers: must be [{len(experiment.latent)}], as many as the experiment's latent"
+            f" {experiment.latent} has"
+        )
 
 
 def _depth(scale: Scale, part: Part, schedule: Sequence[Stage], steps_per_epoch: int, own_schedule: bool) -> int:

@@ -25,7 +25,7 @@ from pipeline.errors import UserError
 from pipeline.experiments.choices import Device, Engine
 from pipeline.experiments.protocol import PROTOCOLS, check_changes
 from pipeline.experiments.schedule import STAGES
-from pipeline.experiments.spec import EvaluationSpec, ToySpec
+from pipeline.experiments.spec import BOUND_SAMPLES, EvaluationSpec, ToySpec
 from pipeline.experiments.yaml_file import read_yaml
 
 
@@ -51,27 +51,31 @@ Samples = Annotated[int, Field(ge=1, le=10_000)]
 """Of an image in training: a batch's logits take 63 kB a sample, and its gradient as much again."""
 Draws = Annotated[int, Field(ge=1, le=10**6)]
 """Of an image in evaluation, which takes them in blocks."""
-BoundSamples = Annotated[int, AfterValidator(lambda value: _named(value))]
-"""Of the bound beside the likelihood, which reports, metrics and the papers call IWAE-64."""
-Images = Annotated[int, Field(ge=0, le=10**6)]
+ImageCount = Annotated[int, Field(ge=0, le=10**6)]
 Units = Annotated[int, Field(ge=1, le=10_000)]
 Gradients = Annotated[int, Field(ge=16, le=10**7)]
 """Fewer say nothing of a ratio of mean to spread."""
-Counts = Annotated[list[Samples], BeforeValidator(_as_list), Field(min_length=1)]
+SampleCounts = Annotated[list[Samples], BeforeValidator(_as_list), Field(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Numbers = Annotated[list[Number], BeforeValidator(_as_list), Field(min_length=1)]
 DatasetName = Annotated[str, _known("dataset", DATASETS)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9-]+$", max_length=60)]
 """Names become folders and parts of DVC's keys, in which a dot or a slash means something."""
-ProtocolName = Annotated[str, _known("protocol", PROTOCOLS)]
+KnownProtocol = Annotated[str, _known("protocol", PROTOCOLS)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Half of the generator's key of 64 bits."""
 
 
-def _named(value: int) -> int:
-    if value != 64:
-        raise ValueError(f"is 64, because the bound is called IWAE-64 in every report; not {value}")
+def _as_it_is_called(value: int) -> int:
+    if value != BOUND_SAMPLES:
+        raise ValueError(
+            f"is {BOUND_SAMPLES}, because the bound is called IWAE-{BOUND_SAMPLES} in every report; not {value}"
+        )
     return value
+
+
+BoundSamples = Annotated[int, AfterValidator(_as_it_is_called)]
+"""Of the bound beside the likelihood, whose name has their number."""
 
 
 def _each_once(groups: list[list[int]]) -> list[list[int]]:
@@ -109,10 +113,10 @@ class RunReference(_Model):
     parameter: Number | None = None
 
 
-class Setting(_Model):
+class SettingParams(_Model):
     objective: str
-    M: Counts = [1]
-    K: Counts = [1]
+    M: SampleCounts = [1]
+    K: SampleCounts = [1]
     parameter: Numbers | None = None
     protocol: Annotated[list[ProtocolChoice], BeforeValidator(_as_list), Field(min_length=1)] = [{}]
     after: RunReference | None = None
@@ -124,8 +128,8 @@ class ScheduleStage(_Model):
 
 
 class Experiment(_Model):
-    T: Counts
-    settings: Annotated[list[Setting], Field(min_length=1)]
+    T: SampleCounts
+    settings: Annotated[list[SettingParams], Field(min_length=1)]
     schedule: list[ScheduleStage] | None = None
     latent: Annotated[list[Units], Field(min_length=1, max_length=2)] | None = None
     """Units of the stochastic layers, bottom first; None for Burda's."""
@@ -138,9 +142,9 @@ class Part(_Model):
 
     datasets: Annotated[list[DatasetName], Field(min_length=1)]
     layers: Annotated[list[Annotated[int, Field(ge=1, le=2)]], Field(min_length=1)]
-    T: Counts | None = None
+    T: SampleCounts | None = None
     """Some of the experiment's sample counts; None for all."""
-    protocol: ProtocolName | None = None
+    protocol: KnownProtocol | None = None
     seeds: Seeds | None = None
     seeds_at: dict[Positive, Seeds] = {}
     """Other seeds at some sample counts."""
@@ -152,17 +156,17 @@ class Part(_Model):
     """Keys of the scale's evaluation that differ here."""
 
 
-class Evaluation(_Model):
+class EvaluationParams(_Model):
     seed: Seed
     num_samples: Draws
     bound_samples: BoundSamples
     test_images: Annotated[int, Field(ge=2, le=10**6)] | None
-    train_images: Images
-    pruned_images: Images
-    diagnostic_images: Images
+    train_images: ImageCount
+    pruned_images: ImageCount
+    diagnostic_images: ImageCount
     snr_gradients: Gradients | Literal[0] = 0
     binarizations: Annotated[int, Field(ge=1, le=100)] = 1
-    binarization_images: Images = 0
+    binarization_images: ImageCount = 0
     binarization_samples: Annotated[int, Field(ge=0, le=10**6)] = 0
 
     @field_validator("bound_samples")
@@ -173,21 +177,21 @@ class Evaluation(_Model):
         return value
 
     @model_validator(mode="after")
-    def _further_binarizations(self) -> Evaluation:
+    def _further_binarizations(self) -> EvaluationParams:
         if self.binarizations > 1 and not (self.binarization_images and self.binarization_samples):
             raise ValueError("binarizations above 1 need binarization_images and binarization_samples")
         return self
 
-    def changed(self, changes: dict[str, Any]) -> Evaluation:
+    def changed(self, changes: dict[str, Any]) -> EvaluationParams:
         """With other values for some keys; raises pydantic's error where they are wrong."""
-        return Evaluation.model_validate({**self.model_dump(), **changes})
+        return EvaluationParams.model_validate({**self.model_dump(), **changes})
 
     def spec(self) -> EvaluationSpec:
         """With `earlier` still to be set."""
         return EvaluationSpec(**self.model_dump())
 
 
-class Toy(_Model):
+class ToyParams(_Model):
     seed: Seed
     samples: Annotated[list[Samples], Field(min_length=1)]
     gradients: Gradients
@@ -197,17 +201,17 @@ class Toy(_Model):
 
 
 class Scale(_Model):
-    protocol: ProtocolName
+    protocol: KnownProtocol
     precision: Literal["float32", "tf32", "bfloat16", "bfloat16-backward", "float64"]
     seeds: Seeds
     judged: bool = False
     """Whether its claims are decided: a scale of a few updates shows that everything works, nothing else."""
     stages: Annotated[int, Field(ge=1, le=STAGES)]
     max_steps: Positive | None
-    evaluation: Evaluation
+    evaluation: EvaluationParams
     earlier: dict[str, Any] | None = None
     """Keys of its evaluation that differ at a run's earlier waypoints; None: these are not evaluated."""
-    toy: Toy | None = None
+    toy: ToyParams | None = None
     experiments: Annotated[dict[Name, Part], Field(min_length=1)]
 
     @field_validator("experiments")
@@ -218,7 +222,7 @@ class Scale(_Model):
             try:
                 evaluation.changed(part.evaluation)
             except ValidationError as error:
-                raise ValueError(f"{name}.evaluation.{_describe(error.errors()[0], Evaluation)}") from error
+                raise ValueError(f"{name}.evaluation.{_describe(error.errors()[0], EvaluationParams)}") from error
         return experiments
 
     @field_validator("earlier")
@@ -229,7 +233,7 @@ class Scale(_Model):
             try:
                 evaluation.changed(earlier)
             except ValidationError as error:
-                raise ValueError(_describe(error.errors()[0], Evaluation)) from error
+                raise ValueError(_describe(error.errors()[0], EvaluationParams)) from error
         return earlier
 
     def evaluation_spec(self, experiment: str) -> EvaluationSpec:

@@ -14,6 +14,10 @@ from pipeline.experiments.names import CellName
 from pipeline.experiments.protocol import Protocol
 
 BATCH_SIZE = 20
+NLL_SAMPLES = 5000
+"""Samples per image of the likelihood estimate in both papers."""
+BOUND_SAMPLES = 64
+"""Samples of the bound that Rainforth et al. report beside it, which reports and metrics call IWAE-64."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +107,9 @@ class EvaluationSpec:
 
     seed: int
     num_samples: int
-    """Samples per image of the likelihood estimate (5000 in both papers)."""
+    """Samples per image of the likelihood estimate; `NLL_SAMPLES` in both papers."""
     bound_samples: int
-    """Samples of the bound reported beside it (Rainforth's IWAE-64)."""
+    """Samples of the bound reported beside it; `BOUND_SAMPLES` in Rainforth et al."""
     test_images: int | None
     """So many test images, evenly spaced; None for all."""
     train_images: int

@@ -41,7 +41,7 @@ BARRIER_SECONDS = 900.0
 
 
 @dataclass(frozen=True)
-class Measured:
+class CohortTiming:
     """Of one cohort on one machine."""
 
     seconds: float
@@ -93,7 +93,7 @@ def _advance(jobs: list[Job], send: Callable[[Any], None], *, data: Path, machin
     send((seconds, used))
 
 
-def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -> Measured:
+def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -> CohortTiming:
     """Time each kind of stack of a cohort with so many copies of it at once.
 
     On a CPU, where runs train alone, one run of each sample count; a cohort then has `machine.workers` processes.
@@ -113,7 +113,7 @@ def train_steps(cohort: CohortSpec, data: Path, machine: Machine, copies: int) -
         steps = sum(max(job.spec.total_steps for job in stack) for stack in alike)
         seconds += step * steps / (1 if on_gpu else machine.workers)
         peak = max(peak, *(used for _, used in timings.values()))
-    return Measured(seconds, peak)
+    return CohortTiming(seconds, peak)
 
 
 def time_kinds(

@@ -43,7 +43,7 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Forecast:
     seconds: float
     measured: bool
     """Whether it rests on the unit's measured speed, or on those of others and its number of samples."""
@@ -61,7 +61,7 @@ def stack_cost(item: Standing, on_gpu: bool) -> float:
     return sum(max(costs) if on_gpu else sum(costs) for costs in left.values())
 
 
-def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Estimate]:
+def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Forecast]:
     """Seconds left of each unit that is not done. An evaluation that was never timed counts nothing.
 
     What was not timed takes its cost at the median speed of what was; where nothing was, a unit of cost is a second:
@@ -74,7 +74,7 @@ def estimates(plan: Sequence[Standing], on_gpu: bool) -> dict[str, Estimate]:
     for item in plan:
         known, name = item.training_left, unit_name(item.cohort, on_gpu)
         training = costs[name] * unit if known is None else known
-        times[name] = Estimate(training + (item.evaluation_left or 0.0), known is not None)
+        times[name] = Forecast(training + (item.evaluation_left or 0.0), known is not None)
     return times
 
 
@@ -91,7 +91,7 @@ def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> 
     return [timed(item) for item in plan]
 
 
-def works(plan: Sequence[Standing], seconds: Mapping[str, Estimate], on_gpu: bool) -> list[Work]:
+def works(plan: Sequence[Standing], seconds: Mapping[str, Forecast], on_gpu: bool) -> list[Work]:
     units = []
     for item in plan:
         name = unit_name(item.cohort, on_gpu)

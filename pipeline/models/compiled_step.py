@@ -283,11 +283,11 @@ class CompiledModel(_Model):
 
 
 SAMPLES_AT_ONCE = 5
-"""Of `LogWeights`: the hidden units of so many samples of 20 images stay in a core's second-level cache, 160 kB, beside
-the weights; and 50 samples, a block of `pipeline.evaluation.likelihood`, are ten times as many."""
+"""Of `CompiledLogWeights`: the hidden units of so many samples of 20 images stay in a core's second-level cache,
+160 kB, beside the weights; and 50 samples, a pass of `pipeline.evaluation.likelihood`, are ten times as many."""
 
 
-class LogWeights(_Model):
+class CompiledLogWeights(_Model):
     """log w of samples of up to 20 images under one model: the forward pass of the compiled step."""
 
     def __init__(self, latent: tuple[int, ...], flat: Tensor, active: Tensor) -> None:

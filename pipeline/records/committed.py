@@ -16,7 +16,7 @@ NLL = "nll"
 
 
 @dataclass(frozen=True)
-class Difference:
+class ChangedNll:
     """A committed NLL that the results on disk do not have."""
 
     cell: str
@@ -32,10 +32,10 @@ class Reproduced:
 
     committed: int
     """NLLs that the commit has."""
-    differing: tuple[Difference, ...]
+    differing: tuple[ChangedNll, ...]
 
 
-def compare(paths: Paths, scale: str) -> Reproduced | None:
+def compare_with_commit(paths: Paths, scale: str) -> Reproduced | None:
     """The NLLs of a scale's results beside those of the last commit; None where git has none.
 
     Raises: UserError naming the file, here or in the commit, that does not hold a cohort's metrics.
@@ -55,7 +55,7 @@ def compare(paths: Paths, scale: str) -> Reproduced | None:
             with content_of(results / cohort / METRICS, "a cohort's metrics"):
                 value = now.get(cohort, {}).get(run, {}).get(NLL)
             if value != metrics[NLL]:
-                differing.append(Difference(f"{scale}/{cohort}/{run}", metrics[NLL], value))
+                differing.append(ChangedNll(f"{scale}/{cohort}/{run}", metrics[NLL], value))
     return Reproduced(count, tuple(differing))
 
 
@@ -81,7 +81,7 @@ def _git(root: Path, *words: str) -> str:
         return ""
 
 
-def in_words(comparison: Reproduced | None, shown: int = 10) -> list[str]:
+def comparison_lines(comparison: Reproduced | None, shown: int = 10) -> list[str]:
     """What came of the comparison: the good news or the bad in the first line, then a line for each difference."""
     if comparison is None:
         return ["git has no committed results of this scale to compare with"]

@@ -47,7 +47,7 @@ NAMED_CELLS = 5
 """So many results that are not in the grid are named."""
 HISTORY, STEPS, SECONDS = "history/", "history/step", "history/seconds"
 GREY_LEVELS = 15
-"""Above white, of which samples are kept in so many."""
+"""Above white: samples and pictures are kept in so few that they compress well."""
 LOG_P, BOUND = "log_p_hat", "iwae_64"
 NATS_STEP = 2.0**-10
 """What these arrays, in nats per image, are rounded to: far less than the Monte Carlo error of an image."""

@@ -46,7 +46,7 @@ def schedule(spec: RunSpec) -> str:
     return "1 epoch" if epochs == 1 else f"{epochs} epochs"
 
 
-def run_name(spec: RunSpec, experiment: str) -> str:
+def run_title(spec: RunSpec, experiment: str) -> str:
     """`iwae-M1-K50-1L-s0, burda-table1, 3280 epochs`: no other run of the scale and dataset is called so.
 
     A continued run also says what it continues: `... after vae-M1-K1, ...`.
@@ -150,11 +150,11 @@ def final_metrics(result: RunResult, paper: float | None) -> dict[str, float]:
     return values
 
 
-def fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
+def content_fingerprint(result: RunResult, metrics: dict[str, float]) -> str:
     """Changes whenever a published number does, be it ours or the paper's."""
     note = run_description(result, metrics)
     content = [
-        run_name(result.spec, result.experiment),
+        run_title(result.spec, result.experiment),
         run_params(result.spec),
         metrics,
         result.evaluation.get("digest"),

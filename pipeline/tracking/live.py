@@ -12,7 +12,7 @@ from pathlib import Path
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.records.status import Status
 from pipeline.tracking.curves import curve_metrics, thin_rows
-from pipeline.tracking.labels import CELL, COMPLETE, DIGEST, run_name, run_tags, schedule
+from pipeline.tracking.labels import CELL, COMPLETE, DIGEST, run_tags, run_title, schedule
 from pipeline.tracking.store import experiment_id, locked_store, log_metrics, one_line, runs_of_scale, start_run
 
 
@@ -74,7 +74,7 @@ class LiveTracker:
             if not run.run_id:
                 # It began before this process heard of it.
                 run.started = int(1000 * (time.time() - rows[-1]["seconds"]))
-                shown = run_name(run.spec, self._experiment)
+                shown = run_title(run.spec, self._experiment)
                 run.run_id = start_run(self._client, self._experiment_id, run.started, run.tags, shown, run.spec)
             log_metrics(self._client, run.run_id, curve_metrics(taken, run.started))
             run.last_step = taken[-1]["step"]

@@ -22,11 +22,11 @@ from pipeline.tracking.labels import (
     DIGEST,
     FILES,
     NOTE,
+    content_fingerprint,
     final_metrics,
-    fingerprint,
     run_description,
-    run_name,
     run_tags,
+    run_title,
     schedule,
     waypoint_metrics,
 )
@@ -70,7 +70,7 @@ def publish(
     if not results:
         return Counts(0, 0, 0)
     metrics = {result.cell: final_metrics(result, paper_nll(result)) for result in results}
-    prints = {result.cell: fingerprint(result, metrics[result.cell]) for result in results}
+    prints = {result.cell: content_fingerprint(result, metrics[result.cell]) for result in results}
     scale = results[0].scale
     with locked_store(root) as client:
         kept, surplus = _sort_out(runs_of_scale(client, root, scale), results, prints, known_cells)
@@ -182,7 +182,7 @@ def _create(client: MlflowClient, experiment: str, result: RunResult, metrics: d
         COLOUR: colour_of(spec.objective),
         NOTE: run_description(result, metrics),
     }
-    run_id = start_run(client, experiment, started, tags, run_name(spec, result.experiment), spec)
+    run_id = start_run(client, experiment, started, tags, run_title(spec, result.experiment), spec)
     # The first metric is what MLflow's comparison of runs begins with.
     log_metrics(client, run_id, [Metric(name, value, ended, 0) for name, value in metrics.items()])
     rows = thin_rows(saved_rows(result.arrays), spec.total_steps)

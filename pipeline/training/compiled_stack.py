@@ -68,7 +68,7 @@ class CompiledStack(Stack):
         self._adam = AdamSchedule(runs, self.earlier, images.device)
         scales = image_weights(runs, self.buffers.flat).flatten().tolist()
         self._models = [_model(run, scale, least_weight) for run, scale in zip(runs, scales, strict=True)]
-        self._orders = [Order(run) for run in runs]
+        self._orders = [ImageOrder(run) for run in runs]
         self.steps_between_checks = max(10, _SAMPLES_BETWEEN_CHECKS // max(run.T for run in runs))
         self._hand_over()
 
@@ -121,7 +121,7 @@ def _model(run: RunSpec, scale: float, least_weight: float) -> CompiledModel:
     return CompiledModel(run.latent, run.M, run.K, scale, terms, _ROUNDING[run.precision], least_weight)
 
 
-class Order:
+class ImageOrder:
     """Which images a run takes at an update, by the update's number; the order of one epoch is kept."""
 
     def __init__(self, run: RunSpec) -> None:

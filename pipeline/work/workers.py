@@ -19,14 +19,14 @@ from pipeline.work import interruption
 from pipeline.work.memory import keep_freed_memory
 
 Item = TypeVar("Item")
-Task = Callable[[Item, Callable[[Any], None]], None]
+ItemTask = Callable[[Item, Callable[[Any], None]], None]
 
 
 class Stopped(Exception):
     """The work was asked to stop, and every worker has put its state on disk and ended."""
 
 
-def _work(task: Task[Any], items: Sequence[Any], connection: Connection, parent: int, threads: int) -> None:
+def _work(task: ItemTask[Any], items: Sequence[Any], connection: Connection, parent: int, threads: int) -> None:
     import torch
 
     interruption.listen(parent)
@@ -67,7 +67,7 @@ class _Crew:
         self._processes: dict[Connection, Any] = {}
         self._current: dict[Connection, int] = {}
 
-    def start(self, task: Task[Any], workers: int, threads: int) -> None:
+    def start(self, task: ItemTask[Any], workers: int, threads: int) -> None:
         """Start so many processes, and give each its first item."""
         context: Any = multiprocessing.get_context(start_method())
         for _ in range(min(workers, len(self._items))):
@@ -145,7 +145,7 @@ class _Crew:
 
 
 def run_parallel(
-    task: Task[Item],
+    task: ItemTask[Item],
     items: Sequence[Item],
     workers: int,
     on_message: Callable[[int, Any], None],

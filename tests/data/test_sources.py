@@ -137,7 +137,7 @@ def test_git_blob_digest_is_gits(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
     git = subprocess.run(["git", "hash-object", "--no-filters", path], capture_output=True, text=True, check=True)
-    assert sources.digest(path, "git-blob") == git.stdout.strip()
+    assert sources.file_digest(path, "git-blob") == git.stdout.strip()
 
 
 def test_the_rebuilt_reference_is_no_source() -> None:

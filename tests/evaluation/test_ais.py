@@ -17,7 +17,7 @@ from pipeline.evaluation.ais import (
     decoder_log_likelihood,
     lower_bound,
     second_opinion,
-    simulate,
+    simulate_images,
     tune,
     upper_bound,
 )
@@ -95,7 +95,7 @@ def test_weights_are_unbiased_however_short_the_path() -> None:
 @pytest.mark.parametrize("latent", [(2,), (1, 1)])
 def test_log_p_of_a_decoder_with_a_tiny_latent_space_against_quadrature(latent: tuple[int, ...]) -> None:
     p = decoder(latent)
-    images, _ = simulate(p, 3, seed=4)
+    images, _ = simulate_images(p, 3, seed=4)
     log_likelihood = decoder_log_likelihood(p, images.bits)
     line = torch.linspace(-6, 6, 61, dtype=torch.float64)
     grid = torch.cartesian_prod(line, line)
@@ -129,7 +129,7 @@ def test_decoder_log_likelihood_is_that_of_the_network() -> None:
 def test_simulated_images_follow_the_decoder() -> None:
     p = Parameters((2,), torch.zeros((1, count_parameters((2,))), dtype=torch.float64))
     p.bias["p1.logits"][:] = math.log(0.2 / 0.8)
-    images, u = simulate(p, 200, seed=0)
+    images, u = simulate_images(p, 200, seed=0)
     assert u.shape == (200, 2)
     assert images.bits.mean().item() == pytest.approx(0.2, abs=0.005)
 

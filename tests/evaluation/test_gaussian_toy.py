@@ -19,9 +19,9 @@ from pipeline.evaluation.gaussian_toy import (
     log_weights,
     make_toy,
     measure_toy,
-    optimum,
     tilted,
     toy_gradients,
+    toy_optimum,
     weighted_gradients,
 )
 from pipeline.evaluation.snr import estimate_snr
@@ -101,7 +101,7 @@ def test_likelihood_bound_and_optimum_are_exact() -> None:
     error = 5 * log_w.std(1) / math.sqrt(200_000)
     assert ((log_w.mean(1) - toy.elbo).abs() < error).all()
     assert ((torch.logsumexp(log_w, 1) - math.log(200_000) - toy.log_px).abs() < 0.02).all()
-    best = optimum(toy.x)
+    best = toy_optimum(toy.x)
     learnable = replace(best, **{name: getattr(best, name).clone().requires_grad_() for name in ("mu", "A", "b")})
     for gradient in torch.autograd.grad(learnable.elbo.mean(), [learnable.mu, learnable.A, learnable.b]):
         assert gradient.abs().max() < 1e-12

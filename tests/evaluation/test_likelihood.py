@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import (
-    Block,
+    PassSize,
     doubling_bounds,
     likelihoods,
     model_log_weights,
@@ -142,7 +142,7 @@ def test_exactly_so_many_samples_are_used_however_they_are_split() -> None:
     results = []
     for chunk in (50, 64, 5003, 7):
         taken.clear()
-        results.append(likelihoods(log_w, numbered(images), 5003, 64, block_of=Block(20, chunk)).log_p_hat)
+        results.append(likelihoods(log_w, numbered(images), 5003, 64, pass_size=PassSize(20, chunk)).log_p_hat)
         assert sum(taken) == 5003
     for other in results[1:]:
         np.testing.assert_allclose(other, results[0], rtol=1e-6)
@@ -197,8 +197,8 @@ def test_estimates_depend_neither_on_blocks_nor_on_other_images(latent: tuple[in
     generator = torch.Generator().manual_seed(0)
     p = Parameters(latent, 0.1 * torch.randn(1, count_parameters(latent), generator=generator))
     images = numbered(torch.bernoulli(torch.full((7, 784), 0.3), generator=generator))
-    whole = likelihoods(model_log_weights(p, 3), images, 131, 64, Block(7, 131))
-    parts = likelihoods(model_log_weights(p, 3), images, 131, 64, Block(3, 17))
+    whole = likelihoods(model_log_weights(p, 3), images, 131, 64, PassSize(7, 131))
+    parts = likelihoods(model_log_weights(p, 3), images, 131, 64, PassSize(3, 17))
     some = likelihoods(model_log_weights(p, 3), images[np.array([5, 2])], 131, 64)
     np.testing.assert_allclose(parts.log_p_hat, whole.log_p_hat, rtol=0, atol=2e-4)
     np.testing.assert_allclose(some.log_p_hat, whole.log_p_hat[[5, 2]], rtol=0, atol=2e-4)

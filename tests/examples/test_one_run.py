@@ -160,3 +160,28 @@ def test_command_prints_both_columns(tmp_path: Path, grey_images: NDArray[np.uin
     ours, theirs = map(float, table["NLL, nats per image"])
     assert ours > 0
     assert theirs > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--objective iwae --M 4", "options.M: iwae has one group of samples, so M must be 1, not 4"),
+        ("--objective ciwae", "options.parameter: ciwae needs its beta"),
+        ("--data no-such-folder", "no-such-folder"),
+        ("--images 20000", "--images: from 1 to "),
+    ],
+)
+def test_command_names_the_option_at_fault(
+    words: str,
+    said: str,
+    tmp_path: Path,
+    grey_images: NDArray[np.uint8],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = write_dataset(tmp_path / "mnist", grey_images)
+    monkeypatch.setattr(sys, "argv", ["one_run", "--data", str(folder), *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        one_run.main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err

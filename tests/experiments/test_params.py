@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from pipeline.errors import UserError
-from pipeline.experiments.params import Params, Toy, load_params
+from pipeline.experiments.params import Params, ToyParams, load_params
 from pipeline.experiments.spec import ToySpec
 from tests.conftest import ROOT
 
@@ -129,8 +129,8 @@ def test_wrong_evaluation_of_an_experiment(changes: dict[str, Any], message: str
 
 def test_toy_of_a_scale() -> None:
     toy = {"seed": 3, "samples": [1, 8], "gradients": 16}
-    assert small("scales.small.toy", toy).scales["small"].toy == Toy(**toy)
-    assert Toy(**toy).spec() == ToySpec(3, (1, 8), 16)
+    assert small("scales.small.toy", toy).scales["small"].toy == ToyParams(**toy)
+    assert ToyParams(**toy).spec() == ToySpec(3, (1, 8), 16)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from torch import Tensor
 from pipeline.draws.philox import normal, stream_key
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.models import compiled_step
-from pipeline.models.compiled_step import LogWeights
+from pipeline.models.compiled_step import CompiledLogWeights
 from pipeline.models.log_weights import forward
 from pipeline.models.networks import Parameters, initial_weights, network
 
@@ -63,7 +63,7 @@ def test_log_weights(latent: tuple[int, ...], masked: bool, count: int) -> None:
     if masked:
         active = [(torch.arange(units) % 3 != 1).float() for units in latent]
     x, numbers = bits(count), [11 * b + 3 for b in range(count)]
-    compiled = LogWeights(latent, weights(latent), torch.cat(active))
+    compiled = CompiledLogWeights(latent, weights(latent), torch.cat(active))
     compiled.encode(bits(20).flip(0))
     compiled.encode(x)
     log_w = compiled.of(np.array(numbers), 7, 13, keys(latent))
@@ -79,7 +79,7 @@ def test_log_weights_with_avx2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(compiled_step, "library", lambda: built)
     latent = 100, 50
     x, ones = bits(20), [torch.ones(units) for units in latent]
-    compiled = LogWeights(latent, weights(latent), torch.cat(ones))
+    compiled = CompiledLogWeights(latent, weights(latent), torch.cat(ones))
     compiled.encode(x)
     log_w = compiled.of(np.arange(20), 0, 13, keys(latent))
     exact = expected(latent, x, range(20), slice(0, 13), ones)
@@ -92,13 +92,13 @@ def test_a_diverged_network_shows(layer: str) -> None:
     latent = (50,)
     model = Parameters(latent, weights(latent).unsqueeze(0))
     model.bias[layer][0, 0, 3] = torch.nan
-    compiled = LogWeights(latent, model.flat[0], torch.ones(50))
+    compiled = CompiledLogWeights(latent, model.flat[0], torch.ones(50))
     compiled.encode(bits(20))
     assert compiled.of(np.arange(20), 0, 5, keys(latent)).isnan().all()
 
 
 def test_an_image_and_a_sample_have_their_weight_whatever_is_beside_them() -> None:
-    compiled = LogWeights((50,), weights((50,)), torch.ones(50))
+    compiled = CompiledLogWeights((50,), weights((50,)), torch.ones(50))
     x = bits(20)
     compiled.encode(x)
     whole = compiled.of(np.arange(20), 0, 11, keys((50,)))
@@ -115,7 +115,7 @@ def test_far_out_logits_and_activations(latent: tuple[int, ...]) -> None:
         model.weight[layer].mul_(30)
     model.bias["p1.logits"][0, 0, [0, 5, 400, 783]] = torch.tensor([30.0, 100.0, -30.0, -100.0])
     x, ones = bits(20), [torch.ones(units) for units in latent]
-    compiled = LogWeights(latent, flat, torch.cat(ones))
+    compiled = CompiledLogWeights(latent, flat, torch.cat(ones))
     compiled.encode(x)
     log_w = compiled.of(np.arange(20), 0, 9, keys(latent))
     exact = expected(latent, x, range(20), slice(0, 9), ones, flat)
@@ -130,7 +130,7 @@ def test_an_infinite_logit_shows(bad: float, target: float, place: int) -> None:
     latent = (50,)
     flat = weights(latent)
     Parameters(latent, flat.unsqueeze(0)).bias["p1.logits"][0, 0, place] = bad
-    compiled = LogWeights(latent, flat, torch.ones(50))
+    compiled = CompiledLogWeights(latent, flat, torch.ones(50))
     compiled.encode(torch.full((20, 784), target))
     log_w = compiled.of(np.arange(20), 0, 5, keys(latent))
     harmless = bad == float("inf") if target == 1.0 else bad == float("-inf")

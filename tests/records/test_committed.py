@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.errors import UserError
 from pipeline.paths import Paths
-from pipeline.records.committed import Difference, Reproduced, compare, in_words
+from pipeline.records.committed import ChangedNll, Reproduced, compare_with_commit, comparison_lines
 
 IDENTITY = ["-c", "user.name=test", "-c", "user.email=test@example.org"]
 
@@ -36,22 +36,22 @@ def committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Paths:
 
 
 def test_equal_numbers_are_reproduced(committed: Paths) -> None:
-    comparison = compare(committed, "quick")
+    comparison = compare_with_commit(committed, "quick")
     assert comparison == Reproduced(4, ())
-    assert in_words(comparison) == ["4 of 4 committed NLLs reproduced bit for bit"]
+    assert comparison_lines(comparison) == ["4 of 4 committed NLLs reproduced bit for bit"]
 
 
 def test_what_differs_is_named(committed: Paths) -> None:
     write(committed, "a", {"x": {"nll": 86.76000000002}, "y": {"nll": 84.5}})
     write(committed, "b", {"z": {"nll": 1.0}})
-    comparison = compare(committed, "quick")
+    comparison = compare_with_commit(committed, "quick")
     assert comparison is not None
     assert comparison.differing == (
-        Difference("quick/a/x", 86.76000000001, 86.76000000002),
-        Difference("quick/a/y", 84.78, 84.5),
-        Difference("quick/b/w", 2.0, None),
+        ChangedNll("quick/a/x", 86.76000000001, 86.76000000002),
+        ChangedNll("quick/a/y", 84.78, 84.5),
+        ChangedNll("quick/b/w", 2.0, None),
     )
-    first, *others = in_words(comparison, shown=2)
+    first, *others = comparison_lines(comparison, shown=2)
     assert first.startswith("1 of 4 committed NLLs reproduced bit for bit; 2 differ by at most 0.28 nats")
     assert first.endswith("; 1 are not there now")
     assert others[1:] == ["  quick/a/y: 84.7800 committed, 84.5000 now", "  and 1 more"]
@@ -62,21 +62,21 @@ def test_damaged_metrics_are_named(text: str, committed: Paths) -> None:
     path = committed.results("quick") / "a" / "metrics.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"quick/results/a/metrics\.json: [^\n]*; delete it and run the stage"):
-        compare(committed, "quick")
+        compare_with_commit(committed, "quick")
     if text != '{"x": 1}':
         command = ["git", *IDENTITY, "commit", "-q", "-a", "-m", "damaged"]
         subprocess.run(command, cwd=committed.root, check=True)
         path.write_text("{}")
         with pytest.raises(UserError, match=r"^HEAD:reports/quick/results/a/metrics\.json: not a cohort's metrics"):
-            compare(committed, "quick")
+            compare_with_commit(committed, "quick")
 
 
 def test_without_a_commit_there_is_nothing_to_compare_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     paths = Paths(tmp_path)
     write(paths, "a", {"x": {"nll": 1.0}})
-    assert compare(paths, "quick") is None
+    assert compare_with_commit(paths, "quick") is None
     monkeypatch.setenv("PATH", "")
-    comparison = compare(paths, "quick")
-    assert "nothing" not in in_words(comparison)[0]
-    assert "no committed results" in in_words(comparison)[0]
+    comparison = compare_with_commit(paths, "quick")
+    assert "nothing" not in comparison_lines(comparison)[0]
+    assert "no committed results" in comparison_lines(comparison)[0]

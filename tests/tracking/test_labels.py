@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.experiments.spec import Stage
-from pipeline.tracking.labels import final_metrics, run_name, run_params, schedule
+from pipeline.tracking.labels import final_metrics, run_params, run_title, schedule
 from tests.tracking.example import make_spec, two_cohorts
 
 
@@ -41,7 +41,7 @@ def test_objectives_share_the_axis_of_beta(
     ],
 )
 def test_run_names(changes: dict[str, Any], expected: str) -> None:
-    assert run_name(make_spec("iwae-M1-K50-s0", "iwae", 1, 50, **changes), "burda-table1") == expected
+    assert run_title(make_spec("iwae-M1-K50-s0", "iwae", 1, 50, **changes), "burda-table1") == expected
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_the_schedule_in_words_and_its_rates(max_steps: int | None, expected: st
 
 def test_runs_of_several_experiments_and_schedules_have_names_of_their_own() -> None:
     short, long = (make_spec("a", "iwae", 1, 5, schedule=(Stage(epochs, 1e-3),)) for epochs in (1, 3))
-    names = [run_name(spec, experiment) for spec in (short, long) for experiment in ("x", "y")]
+    names = [run_title(spec, experiment) for spec in (short, long) for experiment in ("x", "y")]
     assert len(set(names)) == 4
 
 

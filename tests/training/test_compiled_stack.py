@@ -26,7 +26,7 @@ from pipeline.records.run_folder import CHECKPOINT, Job, RunState, load_checkpoi
 from pipeline.training import engines
 from pipeline.training.batches import Batches
 from pipeline.training.coefficients import coefficients
-from pipeline.training.compiled_stack import CompiledStack, Order
+from pipeline.training.compiled_stack import CompiledStack, ImageOrder
 from pipeline.training.engines import stack_for
 from pipeline.training.plain_stack import PlainStack
 from pipeline.training.train import initial_state
@@ -336,14 +336,14 @@ def test_normal_numbers_bit_for_bit(instructions: str, request: pytest.FixtureRe
 
 def test_the_order_of_images() -> None:
     run = make_run(protocol_name=PAPER, train_images=107, max_steps=None)
-    order = Order(run).of(3, 9)
+    order = ImageOrder(run).of(3, 9)
     assert order.shape == (9, 20)
     # Five updates an epoch: two are left of the first, five are the second's, two the third's.
     assert len(np.unique(order[:2])) == 40
     assert len(np.unique(order[2:7])) == 100
-    assert np.array_equal(order[4:], Order(run).of(7, 5))
-    assert not np.array_equal(order[:2], Order(run).of(8, 2))
-    in_turn = Order(make_run(train_images=107, max_steps=None)).of(4, 2)
+    assert np.array_equal(order[4:], ImageOrder(run).of(7, 5))
+    assert not np.array_equal(order[:2], ImageOrder(run).of(8, 2))
+    in_turn = ImageOrder(make_run(train_images=107, max_steps=None)).of(4, 2)
     assert np.array_equal(in_turn.flatten(), [*range(80, 100), *range(20)])
 
 
