@@ -38,7 +38,7 @@ def test_the_map_lists_every_module() -> None:
 
 def test_the_glossary_has_the_projects_words() -> None:
     text = (ROOT / MAP).read_text()
-    assert {word for word in GLOSSARY if f"| **{word}** |" not in text} == set()
+    assert {word for word in GLOSSARY if f"- **{word}**: " not in text} == set()
 
 
 def test_a_part_replaces_what_stands_between_the_marks() -> None:
