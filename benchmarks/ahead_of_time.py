@@ -35,6 +35,8 @@ ALIGNMENT = 16
 
 @dataclass(frozen=True)
 class Usage:
+    """What a thread and a program of the compiled kernel take of the GPU."""
+
     registers: int
     spill_stores: int
     spill_loads: int

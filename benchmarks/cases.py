@@ -29,6 +29,8 @@ IMAGES_VARIABLE = "BENCHMARK_IMAGES"
 
 @dataclass(frozen=True)
 class Case:
+    """What is timed: updates of an objective on one network, or the NLL of its images."""
+
     name: str
     title: str
     objective: str

@@ -24,6 +24,8 @@ class Results:
 
 @dataclass(frozen=True)
 class Range:
+    """Of a number over the rounds."""
+
     median: float
     low: float
     high: float

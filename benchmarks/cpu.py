@@ -27,6 +27,8 @@ AGAINST = "against"
 
 @dataclass(frozen=True)
 class Peer:
+    """Another implementation of the same model, timed beside this one."""
+
     name: str
     module: str
     """With `missing()`, why it cannot be measured here, and `work(case)`."""

@@ -15,6 +15,7 @@ from pipeline.files import WRITE_AGAIN, content_of, write_bytes
 
 
 def write_arrays(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    """An `.npz` of named arrays, compressed and put into place whole."""
     stream = io.BytesIO()
     np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
     write_bytes(path, stream.getvalue())

@@ -162,11 +162,13 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file that is either the old one or whole, whatever interrupts it."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
+    """As `write_bytes`, in UTF-8."""
     write_bytes(path, text.encode("utf-8"))
 
 
@@ -218,6 +220,7 @@ def cache_folder() -> Path:
 
 
 def sha256_file(path: Path) -> str:
+    """64 hexadecimal digits, of a file of any size."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 

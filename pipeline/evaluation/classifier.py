@@ -86,6 +86,7 @@ def train_reader(
 
 
 def reader_path(store: Path, data_digest: str) -> Path:
+    """Where the store keeps the reader of these data: one for each version of its training."""
     return store / f"digit-reader-{VERSION}-{data_digest[:16]}.safetensors"
 
 

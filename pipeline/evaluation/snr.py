@@ -139,6 +139,7 @@ def jackknife(statistics: list[Callable[[Moments], float]], whole: Moments, bloc
 
 
 def mean_snr(moments: Moments) -> float:
+    """Mean of |mean| / std over the parameters whose gradient varies."""
     return float(parameter_snr(moments).nanmean())
 
 

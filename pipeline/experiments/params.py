@@ -114,6 +114,8 @@ class RunReference(_Model):
 
 
 class SettingParams(_Model):
+    """Estimators of an experiment: every M with every K, parameter and protocol of the lists."""
+
     objective: str
     M: SampleCounts = [1]
     K: SampleCounts = [1]
@@ -123,11 +125,15 @@ class SettingParams(_Model):
 
 
 class ScheduleStage(_Model):
+    """Epochs at one learning rate."""
+
     epochs: Positive
     learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Experiment(_Model):
+    """A named list of settings, with the sample counts T = M K that they may have."""
+
     T: SampleCounts
     settings: Annotated[list[SettingParams], Field(min_length=1)]
     schedule: list[ScheduleStage] | None = None
@@ -157,6 +163,8 @@ class Part(_Model):
 
 
 class EvaluationParams(_Model):
+    """What is measured of a trained model; 0 images or gradients leave a measurement out. docs/metrics.md has them."""
+
     seed: Seed
     num_samples: Draws
     bound_samples: BoundSamples
@@ -192,6 +200,8 @@ class EvaluationParams(_Model):
 
 
 class ToyParams(_Model):
+    """The SNR of gradients on the linear Gaussian model (docs/gradient-snr.md)."""
+
     seed: Seed
     samples: Annotated[list[Samples], Field(min_length=1)]
     gradients: Gradients
@@ -201,6 +211,8 @@ class ToyParams(_Model):
 
 
 class Scale(_Model):
+    """How much of everything is run, and under which protocol and precision."""
+
     protocol: KnownProtocol
     precision: Literal["float32", "tf32", "bfloat16", "bfloat16-backward", "float64"]
     seeds: Seeds
@@ -244,10 +256,14 @@ class Scale(_Model):
 
 
 class Data(_Model):
+    """Settings of the binarization of datasets."""
+
     test_binarization_seed: Seed
 
 
 class Params(_Model):
+    """params.yaml, whose comments say what each key means."""
+
     algorithm_version: Positive
     device: Device
     workers: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"]

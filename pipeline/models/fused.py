@@ -23,6 +23,7 @@ LAUNCH = {"num_warps": 8, "num_stages": 2}
 
 
 def available() -> bool:
+    """Whether Triton is installed; a GPU is another matter."""
     return triton is not None
 
 

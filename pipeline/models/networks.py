@@ -27,6 +27,8 @@ LOGITS = "p1.logits"
 
 @dataclass(frozen=True)
 class Layer:
+    """A linear layer: weight [inputs, outputs] and bias [outputs] of every run."""
+
     name: str
     inputs: int
     outputs: int
@@ -98,6 +100,7 @@ class Gradient:
 
 
 def count_parameters(latent: tuple[int, ...]) -> int:
+    """Weights and biases of one run: the length of its row in the buffer."""
     return sum((layer.inputs + 1) * layer.outputs for layer in network(latent))
 
 

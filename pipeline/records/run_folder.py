@@ -142,6 +142,7 @@ _SCALARS = ("step", "earlier_steps", "summed", "seconds", "started", "diverged_a
 
 
 def save_checkpoint(path: Path, state: RunState, digest: str) -> None:
+    """All that training needs to go on with the same bits; `digest`: whose state it is."""
     tensors = {"flat": state.flat, "m": state.m, "v": state.v, "sums": state.sums}
     tensors["history"] = torch.tensor(state.history, dtype=torch.float64).reshape(-1, len(HISTORY_COLUMNS))
     save_tensors(path, tensors, digest, {name: getattr(state, name) for name in _SCALARS})
@@ -193,6 +194,7 @@ def save_weights(path: Path, latent: tuple[int, ...], flat: Tensor, digest: str,
 
 
 def history_csv(history: list[list[float]]) -> str:
+    """The training curve as text, a row for each recorded update, to 8 digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(HISTORY_COLUMNS)

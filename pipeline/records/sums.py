@@ -20,6 +20,7 @@ SHA256 = "sha256"
 
 
 def write_sums(folder: Path, names: Sequence[str]) -> None:
+    """Write the SHA-256 of files of a folder beside them, for `check_sums`."""
     write_json(folder / SUMS, {name: sha256_file(folder / name) for name in names})
 
 

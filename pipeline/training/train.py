@@ -57,6 +57,7 @@ class Progress:
 
 
 def initial_state(job: Job, images: Tensor) -> RunState:
+    """Update 0: new weights, or those of the run that this one continues. `images`: grey, [N, 784] uint8."""
     if job.continues is not None:
         return continued_state(job)
     run = job.spec
@@ -275,4 +276,5 @@ def training_facts(job: Job, state: RunState, data: DatasetFacts | None) -> Trai
 
 
 def history_rows(rows: list[list[float]]) -> list[dict[str, float]]:
+    """The rows of a training curve by column."""
     return [dict(zip(HISTORY_COLUMNS, row, strict=True)) for row in rows]

@@ -55,5 +55,6 @@ def signalled() -> bool:
 
 
 def stop_requested() -> bool:
+    """Whether a signal came, the parent process is gone or the time is up."""
     orphaned = _parent is not None and os.getppid() != _parent
     return signalled() or orphaned or (_deadline is not None and time.monotonic() >= _deadline)
