@@ -56,7 +56,7 @@ def _launched(latent: tuple[int, ...]) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def usage(latent: tuple[int, ...], tf32: bool, capability: int) -> Usage:
-    """Of the kernel as a run of this network needs it, k = 50.
+    """What the kernel takes as a run of this network needs it, k = 50.
 
     Raises: UserError where Triton is missing or too old to be asked.
     """

@@ -152,5 +152,5 @@ def nll_flops(case: Case) -> int:
 
 
 def unit_flops(case: Case) -> int:
-    """Of one unit of the case's work: an update, or an image."""
+    """Floating-point operations of one unit of the case's work: an update, or an image."""
     return nll_flops(case) if case.is_nll else step_flops(case)

@@ -23,7 +23,7 @@ from pipeline.training.engines import DEVICE_ENGINES
 
 STACK_SIZES = (1, 5, 10, 20)
 COMPARED_SIZE = 10
-"""Of the stacks that compare engines."""
+"""Runs in the stacks that compare engines."""
 CEILINGS, TF32_PRODUCT = "ceilings", "TF32 product"
 OURS, PYTHAE, PLAIN = "ours", "pythae", "plain"
 PROJECTION_SECONDS = 0.5

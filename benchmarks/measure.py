@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 WARM_UP_SHARE = 0.25
-"""Of the measured seconds; the first unit of work is warm-up in any case."""
+"""Share of the measured seconds; the first unit of work is warm-up in any case."""
 
 Tick = Callable[[float], None]
 Work = Callable[[Tick], None]
@@ -40,7 +40,7 @@ class Rate:
     """Units of work per second."""
 
     cpu: float
-    """Of processor time of the process, all its threads together."""
+    """Per second of processor time of the process, all its threads together."""
     wall: float
 
 
@@ -110,8 +110,9 @@ class Contestants:
         )
 
     def rate(self, case: Any, seconds: float) -> Rate:
-        """Of one process on average in processor time, of all together by the clock. A process that ended at another
-        case is started anew.
+        """The rate of one process on average in processor time, and of all together by the clock.
+
+        A process that ended at another case is started anew.
 
         Raises: Failed with what the work raised.
         """

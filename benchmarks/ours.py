@@ -75,7 +75,7 @@ def _by_default(case: Case, images: Tensor) -> Stack:
 
 
 def _all_rows(case: Case, images: Tensor) -> Stack:
-    """With the backward pass of every sample, however small its weight."""
+    """This project's step with the backward pass of every sample, however small its weight."""
     return compiled_stack(case, images, least_weight=0.0)
 
 

@@ -25,7 +25,7 @@ LATENT = LATENTS[0]
 EPOCHS = 1_000_000
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-4}
 SAMPLES_PER_BATCH = 500
-"""Of `get_nll`: its default is 100; from there to 1000 it is as fast, at 5000 slower."""
+"""Samples in a batch of `get_nll`, whose default is 100; from there to 1000 it is as fast, at 5000 slower."""
 
 
 def missing() -> str | None:

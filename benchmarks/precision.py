@@ -30,7 +30,7 @@ from pipeline.training.train import train
 def log_p_hat(
     case: Case, precision: str, steps: int, test_images: int, data: Path
 ) -> tuple[NDArray[np.float32], float, float]:
-    """Of each test image, [test_images] nats, after `steps` updates; active units; and the seconds of training."""
+    """Log p̂ of each test image, [test_images] nats, after `steps` updates; active units; the seconds of training."""
     dataset = load_dataset(data)
     count = DATASETS["mnist"].train_images_burda
     run = replace(run_spec(case, PROTOCOL, seed=0, precision=precision), train_images=count, max_steps=steps)

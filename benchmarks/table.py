@@ -9,7 +9,7 @@ from benchmarks.measure import Rate
 
 MISSING = "–"
 SLOW = 0.5
-"""Of the peak: products below it are named."""
+"""Share of the peak below which products are named."""
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -41,7 +41,7 @@ def _wall(rates: list[Rate]) -> list[float]:
 
 
 def _contestants(results: Results) -> list[str]:
-    """In the order in which they were measured, those with a rate in some case."""
+    """Those with a rate in some case, in the order in which they were measured."""
     names: dict[str, None] = {}
     for case in CASES:
         names |= dict.fromkeys(results.rates.get(case, {}))

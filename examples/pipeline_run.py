@@ -32,7 +32,7 @@ class Outcome:
     active: list[int]
     """Active units of each stochastic layer."""
     seconds: float
-    """Of training."""
+    """Time that training took."""
 
 
 ROWS: dict[str, Callable[[Outcome], str]] = {

@@ -49,9 +49,9 @@ class DatasetFacts(TypedDict):
     test_binarization_seed: int | None
     """None where the binarization is part of the data."""
     sha256: dict[str, str]
-    """By file."""
+    """Checksum of each file."""
     digest: str
-    """Of these, but for the training labels."""
+    """One checksum of these, but for the training labels."""
     sources: dict[str, Any]
     """The content of source.json: where the raw files came from."""
 

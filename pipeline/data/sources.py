@@ -37,7 +37,7 @@ SOURCES_FILE = "source.json"
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S, NPM_TIMEOUT_S = 10, 30, 180
 TOTAL_TIMEOUT_S = 1800
 MOST_BYTES = 200_000_000
-"""Of one file, as it comes and unpacked; the largest, fixed MNIST's training set as text, has 78 million."""
+"""Limit of one file, as it comes and unpacked; the largest, fixed MNIST's training set as text, has 78 million."""
 RETRY_AFTER_S = (1.0, 3.0)
 
 

@@ -57,7 +57,7 @@ def betas(transitions: int) -> Tensor:
 
 
 def decoder_log_likelihood(p: Parameters, x: Tensor) -> LogLikelihood:
-    """Of one model (R = 1) in float64, which PyTorch differentiates. `x`: [images, 784] in {0, 1}."""
+    """log p(x | u) of one model (R = 1) in float64, which PyTorch differentiates. `x`: [images, 784] in {0, 1}."""
 
     def log_likelihood(u: Tensor) -> Tensor:
         rows = u.flatten(0, 1).unsqueeze(0)
@@ -239,12 +239,12 @@ class AisSpec:
     """How a trained model's likelihood is checked."""
 
     images: int
-    """So many test images, evenly spaced, and so many simulated ones."""
+    """Number of test images, evenly spaced, and of simulated ones."""
     transitions: int
     chains: int
     """Per image."""
     num_samples: int
-    """Of the importance-weighted estimate that is checked."""
+    """Samples per image of the importance-weighted estimate that is checked."""
     seed: int
 
     @property

@@ -46,7 +46,7 @@ SAMPLE_COUNT = 100
 BOUND_IMAGES = 100
 """Test images, evenly spaced, whose bounds at every K are kept."""
 WIDTH_IMAGES = 100
-"""Of the diagnostic images, evenly spaced, whose log standard deviations of q are kept unit by unit."""
+"""Diagnostic images, evenly spaced, whose log standard deviations of q are kept unit by unit."""
 SCATTER_IMAGES = 2000
 PICTURED_IMAGES, PICTURED_SAMPLES = 10, 6
 

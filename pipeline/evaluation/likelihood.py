@@ -33,7 +33,8 @@ class PassSize:
 
 
 PASS_SIZES = {"cpu": PassSize(20, 50), "cuda": PassSize(1000, 50)}
-"""By device type: logits that stay in a core's cache (3 MB); enough rows to fill a GPU (157 MB of logits)."""
+"""By device type: on a CPU, logits that stay in a core's cache (3 MB); on a GPU, enough
+rows to fill it (157 MB of logits)."""
 
 LogWeights = Callable[[Images, int, int], Tensor]
 """(B images, number of the first sample, samples) -> log w [samples, B] nats"""

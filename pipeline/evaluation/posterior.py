@@ -32,7 +32,7 @@ FLOOR = -30.0
 
 @dataclass(frozen=True)
 class PosteriorSpread:
-    """Of q(h1 | x) and what it decodes to, per image."""
+    """Measures of q(h1 | x), and of what it decodes to, per image."""
 
     log_sd: NDArray[np.float32]
     """log standard deviation of q, averaged over the units chosen, [images]."""
@@ -105,7 +105,7 @@ class PosteriorGrid:
     """log p(h | x) minus its largest value, cut at FLOOR: [N, GRID_POINTS (h_2), GRID_POINTS (h_1)]."""
     q_mean: NDArray[np.float32]
     q_sd: NDArray[np.float32]
-    """Of the encoder's Gaussian, [N, 2] each."""
+    """The encoder's Gaussian, [N, 2] each."""
     log_p: NDArray[np.float32]
     """log p(x) by quadrature, [N], nats."""
     kl_q_p: NDArray[np.float32]

@@ -32,7 +32,7 @@ LONGEST_NAME = 200
 """Letters of a run's or cohort's name, which is a folder's: file systems take 255, and temporary names are longer."""
 WRITE_AGAIN = "run `python -m pipeline.experiments`, then dvc repro again"
 NAMED = 3
-"""So many cohorts are named in a message."""
+"""Number of cohorts that a message names."""
 LATENT = {1: (50,), 2: (100, 50)}
 """Units of the stochastic layers, bottom first; Burda section 5."""
 

@@ -48,9 +48,9 @@ def _known(kind: str, names: Any) -> BeforeValidator:
 
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 Samples = Annotated[int, Field(ge=1, le=10_000)]
-"""Of an image in training: a batch's logits take 63 kB a sample, and its gradient as much again."""
+"""Samples of an image in training: a batch's logits take 63 kB a sample, and its gradient as much again."""
 Draws = Annotated[int, Field(ge=1, le=10**6)]
-"""Of an image in evaluation, which takes them in blocks."""
+"""Samples of an image in evaluation, which takes them in blocks."""
 ImageCount = Annotated[int, Field(ge=0, le=10**6)]
 Units = Annotated[int, Field(ge=1, le=10_000)]
 Gradients = Annotated[int, Field(ge=16, le=10**7)]
@@ -75,7 +75,7 @@ def _as_it_is_called(value: int) -> int:
 
 
 BoundSamples = Annotated[int, AfterValidator(_as_it_is_called)]
-"""Of the bound beside the likelihood, whose name has their number."""
+"""Samples of the bound beside the likelihood, whose name has their number."""
 
 
 def _each_once(groups: list[list[int]]) -> list[list[int]]:
@@ -191,11 +191,11 @@ class EvaluationParams(_Model):
         return self
 
     def changed(self, changes: dict[str, Any]) -> EvaluationParams:
-        """With other values for some keys; raises pydantic's error where they are wrong."""
+        """The same with other values for some keys; raises pydantic's error where they are wrong."""
         return EvaluationParams.model_validate({**self.model_dump(), **changes})
 
     def spec(self) -> EvaluationSpec:
-        """With `earlier` still to be set."""
+        """The specification, in which `earlier` is still to be set."""
         return EvaluationSpec(**self.model_dump())
 
 

@@ -111,21 +111,21 @@ class EvaluationSpec:
     bound_samples: int
     """Samples of the bound reported beside it; `BOUND_SAMPLES` in Rainforth et al."""
     test_images: int | None
-    """So many test images, evenly spaced; None for all."""
+    """Number of test images, evenly spaced; None for all."""
     train_images: int
-    """So many training images for `train_nll`; 0 for none."""
+    """Number of training images for `train_nll`; 0 for none."""
     pruned_images: int
-    """So many of the test images to measure on what removing inactive units costs; 0 for none."""
+    """Number of test images on which to measure what removing inactive units costs; 0 for none."""
     diagnostic_images: int = 0
-    """So many test images, evenly spaced, to measure q's spread and read decoded digits on; 0 for no diagnostics."""
+    """Number of test images, evenly spaced, for q's spread and for reading decoded digits; 0 for no diagnostics."""
     snr_gradients: int = 0
-    """So many gradients at each waypoint for their signal-to-noise ratio; 0 for none."""
+    """Number of gradients at each waypoint for their signal-to-noise ratio; 0 for none."""
     binarizations: int = 1
     """The likelihood is estimated on so many binarizations of the test set; the first is the common one."""
     binarization_images: int = 0
-    """So many test images, evenly spaced, for each of them, where there is more than one."""
+    """Number of test images, evenly spaced, for each of them, where there is more than one."""
     binarization_samples: int = 0
-    """So many samples per image."""
+    """Samples per image of that estimate."""
     earlier: EvaluationSpec | None = None
     """How a run's earlier waypoints are evaluated; None for not at all."""
 

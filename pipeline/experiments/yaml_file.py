@@ -17,7 +17,7 @@ from pipeline.errors import UserError
 
 MOST_BYTES = 1_000_000
 MOST_NODES = 100_000
-"""So many values a file may stand for, each alias counted as what it stands for."""
+"""Number of values a file may stand for, each alias counted as what it stands for."""
 MOST_DEPTH = 30
 TAG = "tag:yaml.org,2002:"
 PLAIN_TAGS = frozenset(TAG + kind for kind in ("map", "seq", "str", "int", "float", "bool", "null", "merge"))

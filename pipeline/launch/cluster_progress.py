@@ -25,7 +25,7 @@ class Task:
 
     item: Standing
     depth: int
-    """Which of the driver's depths it goes to."""
+    """Number of the driver's depth that it goes to."""
     reference: Any
     resources: Resources
     alone: bool

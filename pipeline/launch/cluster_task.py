@@ -42,7 +42,7 @@ from pipeline.work.memory import keep_freed_memory
 from pipeline.work.workers import Stopped
 
 COPIES = (2, 4)
-"""So many cohorts at once are tried on a GPU before any share one."""
+"""Numbers of cohorts at once that are tried on a GPU before any share one."""
 REPORT_SECONDS = 1.0
 SCRATCH = "elbo-task-"
 DONE_HERE, FAILED, OUT_OF_MEMORY, STOPPED = "done", "failed", "out of memory", "stopped"

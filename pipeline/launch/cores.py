@@ -379,7 +379,7 @@ class Board:
         return f"{piece.cell}: {news.step:,} of {piece.steps:,}{left}"
 
     def share(self) -> float:
-        """Of the work of all runs to their depths, what is done; runs weigh what they cost."""
+        """Share of the work of all runs to their depths that is done; runs weigh what they cost."""
         runs = {digest: piece.run for digest, piece in zip(self.digests, self.plan, strict=True)}
         whole = sum(relative_cost(run) for run in runs.values())
         made = sum(

@@ -42,7 +42,7 @@ BARRIER_SECONDS = 900.0
 
 @dataclass(frozen=True)
 class CohortTiming:
-    """Of one cohort on one machine."""
+    """What one cohort takes on one machine."""
 
     seconds: float
     """What training all of it takes, from its start."""

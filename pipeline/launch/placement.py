@@ -17,7 +17,7 @@ from pipeline.training.cohort import relative_cost
 from pipeline.work.console import counted
 
 MEMORY_SHARE = 0.9
-"""Of a GPU's memory, what cohorts may take together."""
+"""Share of a GPU's memory that cohorts may take together."""
 LEAST_GAIN = 1.1
 """Cohorts share a GPU only where together they train so many times faster than one after the other."""
 
@@ -130,7 +130,7 @@ def chain(keys: Sequence[str]) -> str:
 
 
 def tails(waiting: Sequence[Work]) -> dict[str, float]:
-    """Of each work: the seconds of the longest chain that starts with it."""
+    """For each work, the seconds of the longest chain that starts with it."""
     behind: dict[str | None, list[Work]] = {}
     for work in waiting:
         behind.setdefault(work.after, []).append(work)

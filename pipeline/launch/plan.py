@@ -185,7 +185,7 @@ def run_named(cohort: CohortSpec, name: str) -> RunSpec:
 
 
 def due_by_run(jobs: Sequence[Job], cohort: CohortSpec, store: Path, spec: EvaluationSpec) -> list[list[Finished]]:
-    """Of each job, the waypoints up to its depth that are to be evaluated. `cohort`: theirs, at its scale's depth."""
+    """The waypoints of each job up to its depth that are to be evaluated. `cohort`: theirs, at its scale's depth."""
     due = []
     for job in jobs:
         every = due_waypoints(job, run_named(cohort, job.spec.name), store, spec)

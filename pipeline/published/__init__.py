@@ -124,7 +124,7 @@ class Rerun:
     """What somebody else got for a published cell."""
 
     value: float | None
-    """Of the metric, nats; None where only the distance is recorded."""
+    """The metric's value, nats; None where only the distance is recorded."""
     distance: float
     """From the published number, nats, without a sign."""
     by: str

@@ -35,7 +35,7 @@ class Conditions(Made, total=False):
     finished: str
     """ISO 8601, UTC."""
     engine: str
-    """Which of `pipeline.experiments.choices` made the updates, or the compiled step."""
+    """The engine that made the updates: one of `pipeline.experiments.choices`, or the compiled step."""
     workers: int
     """Processes that trained at once."""
     stacked: int

@@ -44,7 +44,7 @@ NUMBERS = "numbers"
 """What a run's provenance is of: a digest of all that is kept of the run besides."""
 SAMPLES = "samples"
 NAMED_CELLS = 5
-"""So many results that are not in the grid are named."""
+"""Results that are not in the grid and are named in a message; of more, the number is told."""
 HISTORY, STEPS, SECONDS = "history/", "history/step", "history/seconds"
 GREY_LEVELS = 15
 """Above white: samples and pictures are kept in so few that they compress well."""
@@ -57,7 +57,7 @@ more than."""
 COARSE_STEP = 8
 """Half precision has eleven significant bits; the last three of them are rounded away."""
 VARYING = ("wall_s", "device", "torch", "git_revision", "command")
-"""Of how a run was evaluated, what differs from time to time."""
+"""Facts of an evaluation that differ from time to time."""
 WAYPOINT_ARRAYS = ("log_p_hat", "unit_variance_1", "unit_variance_2")
 """What is kept of an earlier waypoint, for the series against epochs."""
 TOY = "gaussian-toy"
@@ -73,7 +73,7 @@ class Waypoint:
     status: str
     evaluation: EvaluationFacts
     metrics: dict[str, float]
-    """As of `RunResult`, as far as its evaluation goes."""
+    """As `metrics` of `RunResult`, as far as its evaluation goes."""
     arrays: dict[str, NDArray[Any]] = field(repr=False)
     """`WAYPOINT_ARRAYS`"""
 
@@ -135,7 +135,7 @@ class RunResult:
 
     @property
     def name(self) -> CellName:
-        """Under which people talk about the result."""
+        """The name under which people talk about the result."""
         return CellName(CohortKey.of(self.cohort), self.spec.name)
 
     @property

@@ -137,7 +137,7 @@ class RunState:
 _WITHOUT_PROVENANCE: dict[str, Any] = {"seconds": 0.0, "started": "", "stretches": []}
 """A state's scalars that differ from time to time, as they are in a copy that DVC keeps."""
 LASTING = ("steps", "epochs")
-"""Of the facts of a training, what does not differ."""
+"""Facts of a training that do not differ from time to time."""
 _SCALARS = ("step", "earlier_steps", "summed", "seconds", "started", "diverged_at", "stretches")
 
 

@@ -65,7 +65,7 @@ class Batches:
 
     @property
     def most_at_once(self) -> int:
-        """So many updates may be prepared at once."""
+        """Number of updates that may be prepared at once."""
         return self._orders.shortest_epoch
 
     def prepare(self, step: int, steps: int) -> None:

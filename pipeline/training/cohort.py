@@ -27,7 +27,7 @@ FIXED_SHARE = 7
 
 
 def stacks(jobs: list[Job], machine: Machine) -> list[list[Job]]:
-    """For a GPU, which fewer runs leave idle, one stack a sample count; on a CPU each run alone. The longest first."""
+    """The jobs as stacks, the longest first: on a GPU, which few runs leave idle, one a sample count; else one each."""
     ordered = sorted(jobs, key=lambda job: -relative_cost(job.spec))
     if machine.device.type == "cuda":
         counts = dict.fromkeys(job.spec.T for job in ordered)

@@ -26,7 +26,7 @@ DEVICE_ENGINES = {
 """Those of a GPU, the most promising first: `auto` takes the first that runs here and agrees with the plain one."""
 TRIED_STEPS = 5
 TOLERANCE = 0.02
-"""Of the way that parameters go in `TRIED_STEPS` updates: two engines may part by rounding, no further."""
+"""Share of the way that parameters go in `TRIED_STEPS` updates by which two engines may part: by rounding, no more."""
 
 
 def stack_for(runs: list[RunSpec], states: list[RunState], images: Tensor, engine: str = AUTO) -> Stack:

@@ -56,7 +56,7 @@ def locked(path: Path, what: str, wait_seconds: float) -> Iterator[None]:
 
 
 def _opened(path: Path) -> int:
-    """Not truncated: the file holds the number of the process that has the lock."""
+    """A descriptor of the lock file, which is not truncated: it holds the number of the process that has the lock."""
     return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 

@@ -44,7 +44,7 @@ def test_a_cohort_is_timed_alone_and_beside_copies() -> None:
 def test_the_time_is_that_of_all_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each sample count's step time, times the updates of all of its runs, over the processes."""
     monkeypatch.setattr(own, "run_parallel", lambda task, items, workers, message, name: message(0, (0.5, 7)))
-    assert own.train_steps(COHORT, Path(), MACHINE, 1) == own.Measured(0.5 * 3 * 20, 7)
+    assert own.train_steps(COHORT, Path(), MACHINE, 1) == own.CohortTiming(0.5 * 3 * 20, 7)
     assert own.train_steps(COHORT, Path(), Machine(torch.device("cpu"), 2, 1e9), 1).seconds == 15
 
 

@@ -19,7 +19,7 @@ import torch
 from pipeline.errors import UserError
 from pipeline.work import interruption
 from pipeline.work.interruption import stop_requested
-from pipeline.work.workers import Stopped, Task, run_parallel
+from pipeline.work.workers import ItemTask, Stopped, run_parallel
 from tests.conftest import PATIENCE_SECONDS, wait_for
 
 Send = Callable[[Any], None]
@@ -72,7 +72,7 @@ def was_asked_to_stop(item: int, send: Send) -> None:
     send(stop_requested())
 
 
-def collect(task: Task[int], items: Sequence[int], workers: int, **options: Any) -> list[tuple[int, Any]]:
+def collect(task: ItemTask[int], items: Sequence[int], workers: int, **options: Any) -> list[tuple[int, Any]]:
     seen: list[tuple[int, Any]] = []
     run_parallel(task, items, workers, lambda index, message: seen.append((index, message)), **options)
     return seen
@@ -142,7 +142,7 @@ def test_a_killed_worker_is_reported_and_the_others_go_on() -> None:
 
 
 @pytest.mark.parametrize("task", [square, end_when_asked])
-def test_an_error_of_who_hears_the_messages_ends_the_workers(task: Task[int]) -> None:
+def test_an_error_of_who_hears_the_messages_ends_the_workers(task: ItemTask[int]) -> None:
     """Idle or busy: they would wait for their next item for ever, and this process for them."""
 
     def fail(_: int, message: object) -> None:
