@@ -134,12 +134,16 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
         means = ", ".join(f"{model_name(run)} {gap:.1f}" for run, gap in zip(runs, gaps, strict=True))
         caption = (
             "Compare the black ellipses of one column: all panels are windows of one size. The wider q is, the more "
-            "its samples differ, and framed ones show another digit.\n"
+            "its "
+            "samples differ, and framed ones show another digit.\n"
             "p(h|x) computed on a grid (blue) and the encoder's q(h|x) (black ellipses) for the test images on top, "
-            "MNIST models with one layer of 2 latent units; below each panel pixel means decoded from six samples of "
-            f"q. KL(q‖p), mean of the {count} images: {means} nats. A window is {2 * half:.1f} prior standard "
-            "deviations wide, centred between the two; an ellipse may reach beyond it. First seed of each model. The "
-            "papers print such pictures but no numbers."
+            "MNIST "
+            "models with one layer of 2 latent units; below each panel pixel means decoded from six samples of q. "
+            "KL(q‖p), "
+            f"mean of the {count} images: {means} nats. A window is {2 * half:.1f} prior standard deviations wide, "
+            f"centred "
+            "between the two; an ellipse may reach beyond it. First seed of each model. The papers print such pictures "
+            "but no numbers."
         )
         return finish(canvas, name, title, caption, pd.DataFrame(records))
 
@@ -194,9 +198,11 @@ def importance(results: list[RunResult]) -> Figure | MissingFigure:
             "VAE asks every sample to explain the image; IWAE weighs them, so that it is enough if one does: read the "
             "weights below the pictures.\n"
             "Left: the encoder's means of test images, each drawn as its digit; the ellipses (1 and 2 standard "
-            "deviations) are q(h|x) of one image, with six samples of it. Right: that image, and the pixel means that "
-            "the samples decode to; below them w = p(x, h) / q(h|x) as a share of the six. A VAE's gradient gives each "
-            "sample one sixth whatever its weight. First seed of each model."
+            "deviations) "
+            "are q(h|x) of one image, with six samples of it. Right: that image, and the pixel means that the samples "
+            "decode to; below them w = p(x, h) / q(h|x) as a share of the six. A VAE's gradient gives each sample one "
+            "sixth "
+            "whatever its weight. First seed of each model."
         )
         return finish(canvas, name, title, caption, pd.DataFrame(records))
 
