@@ -31,7 +31,7 @@ typedef struct {
     Estimator estimator;
 } Settings;
 
-// Weights [in][ld], then bias [ld]: in panels, but where the inputs are pixels row by row.
+// Weights [in][ld], then bias [ld], in panels; the layer that takes pixels row by row.
 typedef struct {
     long in, out, ld;
     int takes_pixels;
