@@ -297,11 +297,14 @@ static void first_to_weights(const Model *s, Dense *y, const float *d_out, const
     }
 }
 static void list_images_of_pixels(Model *s) {
-    memset(s->images_of_pixel, 0, sizeof s->images_of_pixel);
-    for (long b = 0; b < IMAGES; b++)
-        for (long c = 0; c < PIXELS / 8; c++)
-            for (unsigned left = s->bits[b * PIXELS / 8 + c]; left; left &= left - 1)
-                s->images_of_pixel[8 * c + __builtin_ctz(left)] |= 1u << b;
+    for (long j = 0; j < PIXELS; j += WIDTH) {
+        ivec images = int_all(0);
+        for (long b = 0; b < IMAGES; b++) {
+            mask on = lanes_of_bits(s->bits + (b * PIXELS + j) / 8);
+            images = int_xor(images, as_int(choose(on, as_float(int_all(1 << b)), all(0))));
+        }
+        store((float *)s->images_of_pixel + j, as_float(images));
+    }
     s->images_of_pixel[PIXELS] = (1u << IMAGES) - 1;
 }
 
