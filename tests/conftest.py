@@ -91,6 +91,15 @@ def own_signal_handling(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         signal.signal(number, handler)
 
 
+@pytest.fixture
+def in_a_terminal() -> Iterator[None]:
+    """What a process inherits that was not started under nohup or in the background."""
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture(scope="session")
 def grey_images() -> NDArray[np.uint8]:
     return make_images()

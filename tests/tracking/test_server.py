@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,15 +45,6 @@ def test_the_ui_without_a_store_says_what_to_do(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert "make repro" in done.stderr
     assert done.stderr.count("\n") == 1
-
-
-@pytest.fixture
-def in_a_terminal() -> Iterator[None]:
-    """What a process inherits that was not started under nohup or in the background."""
-    before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGHUP, signal.SIGINT)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.usefixtures("in_a_terminal")
