@@ -178,7 +178,8 @@ def render_page(report: Report, sections: Sequence[Section], claims: Table, scal
         claims=claims,
         claims_run=select_rows(claims, known),
         claims_not_run=select_rows(claims, [i for i in range(len(report.claims)) if i not in set(known)]),
-        sections=sections,
+        # A question that this scale neither shows nor waits for is left out.
+        sections=[section for section in sections if section.blocks],
         deviations=provenance.deviations(results),
         tolerance=MARGIN,
         comparable=report.comparable,
@@ -279,7 +280,8 @@ def progress(report: Report) -> str:
         epochs = [run.epochs for run in report.under_way]
         ends = " to ".join(dict.fromkeys(depth.whole_epochs(end) for end in (min(epochs), max(epochs))))
         goal = depth.whole_epochs(max(depth.planned_epochs(run) for run in report.under_way))
-        said += f", {len(report.under_way)} on their way (after {ends} of {goal} epochs)"
+        way = "its way" if len(report.under_way) == 1 else "their way"
+        said += f", {len(report.under_way)} on {way} (after {ends} of {goal} epochs)"
     return f"{said}."
 
 

@@ -225,6 +225,36 @@ def test_folds_keep_the_page_short_and_open(browser: Any, report: Path) -> None:
         assert inside.is_visible()
 
 
+# How much larger than on the screen a picture is drawn.
+ENLARGED = """() => [...document.querySelectorAll('.picture svg[style]')].filter((svg) => svg.checkVisibility()).map(
+  (svg) => svg.getBoundingClientRect().width / parseFloat(svg.style.width))"""
+
+
+def test_on_paper_no_picture_is_blown_up(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.emulate_media(media="print")
+        enlarged = page.evaluate(ENLARGED)
+        assert len(enlarged) > 10
+        assert max(enlarged) < 1.01
+        page.set_viewport_size({"width": NARROW, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= NARROW
+
+
+def test_on_a_phone_both_objectives_of_table_1_are_seen(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        page.set_viewport_size({"width": 390, "height": 800})
+        box = page.locator("#table-table1 .wide")
+        assert box.evaluate("(box) => box.scrollWidth <= box.clientWidth")
+        assert "IWAE: active units" in box.inner_text()
+
+
+def test_a_command_in_the_banner_stays_in_one_line(browser: Any) -> None:
+    with opened(browser, REPORTS / "paper") as page:
+        command = page.locator(".banner code")
+        assert command.evaluate("(code) => code.getClientRects().length") == 1
+
+
 def test_the_scale_switch_leads_to_the_other_scales(browser: Any, report: Path) -> None:
     with opened(browser, report) as page:
         switch = page.locator("nav .scales")
@@ -246,6 +276,16 @@ def test_on_paper_heads_are_text_and_folds_stand_open(browser: Any, report: Path
         assert set(shown) == {"contents"}
         heads = page.evaluate("[...document.querySelectorAll('thead')].map((head) => getComputedStyle(head).display)")
         assert set(heads) == {"table-header-group"}
+        # What stays folded cannot be opened there: it is left out, and the reader is told.
+        closed = page.locator("details:not([open])")
+        assert closed.count() > 10
+        assert not any(closed.nth(i).is_visible() for i in range(closed.count()))
+        assert page.locator(".paper-only").is_visible()
+        # A question stands with what follows it, and the words above a table with the table.
+        for lone in ("h2", "section > h2 + p", ".tabled > .soft"):
+            kept = page.locator(lone).evaluate_all("(parts) => parts.map((part) => getComputedStyle(part).breakAfter)")
+            assert kept
+            assert set(kept) == {"avoid"}
         page.evaluate("dispatchEvent(new Event('afterprint'))")
         assert page.locator("details.fold[open]").count() == 0
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import gather
-from pipeline.reporting.forms.drawing import Figure, MissingFigure
-from pipeline.reporting.sections.bias import log_mean_bias
+from pipeline.reporting.evidence.claims import decide_claims
+from pipeline.reporting.forms.drawing import COLOURS, Figure, MissingFigure, whole_numbers
+from pipeline.reporting.sections.bias import ess_violins, log_mean, log_mean_bias
+from pipeline.reporting.sections.claims import claims_forest
 from pipeline.reporting.sections.training import convergence_in_time, generalization_gap
 
 Make = Callable[..., RunResult]
@@ -41,6 +45,32 @@ def test_bias_of_toy_and_trained_models(make: Make) -> None:
     steady = np.argsort(runs[2].arrays["relative_variance"])[:20]
     expected = runs[2].arrays["bound_gaps"].astype(float)[steady].mean(0)
     np.testing.assert_allclose(half["gap"], expected[: len(half)])
+
+
+def test_the_flat_lines_of_trained_models_are_named(make: Make) -> None:
+    assert ">flat: mean of M logs<" in drawn(log_mean([make("iwae", 1, 5)])).svg
+
+
+def test_a_violin_alone_is_no_wider_than_one_of_many(make: Make) -> None:
+    def width(runs: list[RunResult]) -> float:
+        return float(re.findall(r'width="([\d.]+)pt"', drawn(ess_violins(runs, "mnist")).svg)[0])
+
+    one, *others = [make("vae"), *(make(name, 1, k) for name in ("vae", "iwae") for k in (5, 50))]
+    assert width([one]) < 0.5 * width([one, *others])
+
+
+def test_claims_at_a_glance_have_no_objectives_colour(make: Make) -> None:
+    """Ours are solid and the paper's hollow, in the colour of letters: blue and orange are IWAE's and CIWAE's."""
+    runs = [make("vae", 5, 1, nll=86.0), make("iwae", 1, 5, nll=85.0)]
+    svg = drawn(claims_forest(decide_claims(gather(runs), True, ()))).svg
+    assert not {colour for colour in COLOURS.values() if colour in svg}
+
+
+def test_what_is_counted_has_no_halves() -> None:
+    axes = Canvas().subplots()
+    axes.set_ylim(25.5, 41)
+    whole_numbers(axes.yaxis)
+    assert all(float(tick).is_integer() for tick in axes.get_yticks())
 
 
 def test_gap_between_test_and_training(make: Make) -> None:

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure as Canvas
 
 from pipeline.records.results import RunResult
 from pipeline.reporting.forms.drawing import Figure, MissingFigure
+from pipeline.reporting.page import inline_svg
+from pipeline.reporting.sections.density import unit_activity
 from pipeline.reporting.sections.posterior import (
     digit_pictures,
+    height,
+    importance,
     latent_scatter,
     mass_levels,
     neighbours,
     posterior_contours,
     posterior_spread,
     reconstruction_pictures,
+    samples_of_q,
 )
+from pipeline.reporting.sections.posterior import samples as dreams
 
 Make = Callable[..., RunResult]
 MODELS = (("vae", 1), ("iwae", 5), ("iwae", 50))
@@ -110,6 +118,53 @@ def test_spread_with_its_intervals(make: Make) -> None:
     error = runs[0].arrays["spread/log_q_sd"].std() / 10
     assert narrow["high"] - narrow["low"] == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert ("OMNIGLOT, 1 layer", "VAE k = 1", "digit_changes") not in data.index
+
+
+def test_marks_lie_around_their_label_and_one_alone_at_it() -> None:
+    present = {"one": ["VAE k = 1"], "two": ["VAE k = 1", "IWAE k = 50"]}
+    groups = list(present)
+    assert height(groups, present, "one", "VAE k = 1") == 0
+    assert [height(groups, present, "two", model) for model in present["two"]] == pytest.approx([0.89, 1.11])
+
+
+def test_samples_are_told_apart_however_narrow_q_is(two_dimensional: list[RunResult]) -> None:
+    """A q that is a speck among the means of all images fills a panel of its own, where its samples are numbered."""
+    runs = [replace(run, arrays={**run.arrays, **samples_of(run)}) for run in two_dimensional]
+    figure = drawn(importance(runs))
+    assert figure.svg.count(">its q, enlarged<") == 2
+    assert "Framed: a sample that shows another digit" in figure.see
+    axes = Canvas().subplots()
+    samples_of_q(axes, runs[0], 0)
+    for low, high, of_q in zip(*zip(axes.get_xlim(), axes.get_ylim(), strict=True), np.full(2, 0.1), strict=True):
+        # Both standard deviations, and not much more.
+        assert 4 * of_q <= high - low <= 12 * of_q
+
+
+def samples_of(run: RunResult) -> dict[str, np.ndarray]:
+    """Six samples of each pictured image's q, and weights that one of them has almost alone."""
+    q_mean, q_sd = (np.repeat(run.arrays[f"posterior/{key}"], 2, axis=0)[:, None] for key in ("q_mean", "q_sd"))
+    images, samples = run.arrays["pictures/decoded"].shape[:2]
+    noise = np.random.default_rng(0).uniform(-2, 2, (images, samples, 2))
+    return {
+        "pictures/h": (q_mean + q_sd * noise).astype(np.float32),
+        "pictures/log_w": np.tile(np.arange(samples, dtype=np.float32) * 3, (images, 1)),
+    }
+
+
+def test_no_empty_panel_is_drawn_for_models_that_are_not_run_yet(make: Make) -> None:
+    runs = [make("vae"), make("iwae", 1, 5)]
+    assert ">1 layer, k = 50<" not in drawn(unit_activity(runs, "mnist")).svg
+    assert ">1 layer, k = 5<" in drawn(unit_activity(runs, "mnist")).svg
+    deep = [*runs, make("vae", layers=2)]
+    frames = drawn(dreams(deep, "mnist")).svg.count("stroke: #cccccc")
+    assert frames == 4 * len(deep)
+
+
+def test_in_the_dark_filled_densities_take_the_pages_shades(two_dimensional: list[RunResult]) -> None:
+    page = inline_svg(drawn(posterior_contours(two_dimensional)))
+    assert "fill: var(--inner)" in page
+    assert "fill: var(--outer)" in page
+    assert "black" not in drawn(posterior_contours(two_dimensional)).caption
 
 
 @pytest.mark.parametrize(

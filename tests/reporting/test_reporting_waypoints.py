@@ -14,7 +14,7 @@ from pipeline.records.results import RunResult
 from pipeline.reporting.evidence import waypoints as evidence
 from pipeline.reporting.evidence.waypoints import agreement, agrees_from, nll_gaps, rank_correlation, ways
 from pipeline.reporting.forms.drawing import Figure
-from pipeline.reporting.page import gathered
+from pipeline.reporting.page import build_report, gathered
 from pipeline.reporting.sections import waypoints
 from tests.reporting.conftest import deepened, fabricate_paper
 
@@ -140,6 +140,14 @@ def test_the_section_has_a_figure_and_tables_or_one_line(make: Make) -> None:
     flat = waypoints.section(gathered([make("vae"), make("iwae", 1, 5)], "quick", Path("none")))
     assert flat.blocks == ()
     assert flat.lead == "No run of this scale was evaluated on its way."
+
+
+def test_a_question_without_anything_to_show_is_not_on_the_page(make: Make, tmp_path: Path) -> None:
+    page = build_report([make("vae"), make("iwae", 1, 5)], "quick", tmp_path).read_text(encoding="utf-8")
+    assert waypoints.QUESTION not in page
+    assert '"#waypoints"' not in page
+    runs = [deepened(make("iwae", 1, k, nll=90.0 - k), 40) for k in (1, 5)]
+    assert waypoints.QUESTION in build_report(runs, "overnight", tmp_path, judged=True).read_text(encoding="utf-8")
 
 
 def test_with_two_cells_no_row_of_rank_correlations_is_drawn(make: Make) -> None:

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -30,6 +30,8 @@ from pipeline.reporting.evidence.cells import dataset_name, layers_name, objecti
 
 INK, GRID = "#1b1f24", "#e6e8eb"
 """Of letters and axes, and of lines behind the data."""
+INNER, OUTER = "#6baed6", "#c6dbef"
+"""Of what a density holds most of, and of what lies around it."""
 SMALL = 8.0
 """Points of the smallest letters: 10.7 pixels on the page."""
 STYLE: dict[Any, Any] = {
@@ -57,9 +59,13 @@ STYLE: dict[Any, Any] = {
 COLOURS = {"vae": "#e69f00", "iwae": "#0072b2", "miwae": "#009e73", "piwae": "#cc79a7", "ciwae": "#d55e00"}
 """Objective -> its colour in the whole report: Okabe and Ito's palette, which colour-blind readers can tell apart."""
 OTHER_COLOUR = "#555555"
-THEME = {INK: "currentColor", GRID: "var(--grid)", OTHER_COLOUR: "var(--other)"} | {
-    colour: f"var(--{objective})" for objective, colour in COLOURS.items()
-}
+THEME = {
+    INK: "currentColor",
+    GRID: "var(--grid)",
+    OTHER_COLOUR: "var(--other)",
+    INNER: "var(--inner)",
+    OUTER: "var(--outer)",
+} | {colour: f"var(--{objective})" for objective, colour in COLOURS.items()}
 """Colour of a figure -> what it is called on the page, which has other shades in the dark."""
 MARKERS = {"vae": "o", "iwae": "s", "miwae": "^", "piwae": "v", "ciwae": "D"}
 LINES = {1: ":", 5: "--", 50: "-"}
@@ -192,6 +198,11 @@ def plain_log_axis(axis: Axis) -> None:
     """Powers of ten written out, whose exponents would be too small to read."""
     axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
+
+
+def whole_numbers(axis: Axis) -> None:
+    """Ticks of what is counted: no halves."""
+    axis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True))
 
 
 def legend_handles(objectives: Sequence[str], paper: bool = True) -> list[Line2D]:

@@ -43,6 +43,8 @@ class Mark:
     """Whether it is a paper's."""
     doubtful: bool = False
     """Whether nobody checked it against the paper."""
+    faint: bool = False
+    """Whether it is of a cell that was not run here."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def _mark(strip: Strip, mark: Mark, y: float) -> Markup:
     x = position(strip, mark.value)
     known = mark.objective if mark.objective in COLOURS else "ours"
     kinds = [known, *(["hollow"] if mark.hollow else []), *(["doubtful"] if mark.doubtful else [])]
+    kinds += ["faint"] if mark.faint else []
     bar = Markup()
     if mark.low is not None and mark.high is not None:
         line = '<line class="{}" x1="{}%" x2="{}%" y1="{y}" y2="{y}"/>'

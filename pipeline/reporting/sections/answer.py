@@ -113,7 +113,8 @@ def plain(decision: str) -> str:
 def short_answer(claims: Sequence[ClaimResult], signs: Sequence[bool]) -> str:
     """Yes or no by decisions where there are some; by the signs of the effects where nothing is decided.
 
-    A yes or no that only a part of the claims that have runs bears out says how many: `Yes in 1 of 3`.
+    A yes or no that only a part of the claims that have runs bears out says how many: `Yes in 1 of 3`. Before any was
+    run, the paper's effects answer, as the paper's.
     """
     counts = Counter(plain(claim.decision) for claim in claims)
     decided, run = counts[HOLDS] + counts[FAILS], len(known(claims))
@@ -124,8 +125,16 @@ def short_answer(claims: Sequence[ClaimResult], signs: Sequence[bool]) -> str:
     if counts[UNDECIDED]:
         return "Undecided"
     if not signs:
-        return "Not run"
+        return answer_of_the_paper([claim.paper_effect for claim in claims if claim.paper_effect is not None])
     return "It looks so" if all(signs) else "It does not look so" if not any(signs) else "Mixed"
+
+
+def answer_of_the_paper(effects: Sequence[float]) -> str:
+    """By the signs of the effects that it prints; open where it prints none."""
+    signs = [effect > 0 for effect in effects]
+    if not signs:
+        return "Open here"
+    return f"The paper: {'yes' if all(signs) else 'no' if not any(signs) else 'in part'}"
 
 
 def chip(report: Report, claims: Sequence[ClaimResult]) -> tuple[str, str]:
@@ -150,10 +159,18 @@ def at_depth(report: Report) -> str:
 
 
 def effect_strip(claims: Sequence[ClaimResult], axis: str) -> Strip:
-    """Our effects with their intervals over the paper's; of the paper all, also where ours are missing."""
+    """Our effects with their intervals over the paper's; of the paper all, faint where ours are missing.
+
+    The sentence tells those of the cells that were run here, which must be found in the picture.
+    """
     ours = tuple(Mark(effect.value, claim.low, claim.high) for claim, effect in known(claims))
     paper = tuple(
-        Mark(claim.paper_effect, hollow=True, doubtful=not claim.paper_verified)
+        Mark(
+            claim.paper_effect,
+            hollow=True,
+            doubtful=not claim.paper_verified,
+            faint=bool(ours) and claim.effect is None,
+        )
         for claim in claims
         if claim.paper_effect is not None
     )
@@ -237,9 +254,16 @@ def samples(report: Report) -> Card:
         short_answer(family, [effect.value > 0 for _, effect in known(family)])
         for family in (help_iwae, hardly_help_vae)
     )
+    if iwae == vae:
+        answer = iwae
+    elif known(help_iwae) and not known(hardly_help_vae):
+        # Its gain at fewer samples may be told below, which decides no claim.
+        answer = f"For IWAE: {iwae.lower()}"
+    else:
+        answer = f"For IWAE: {iwae.lower()}; hardly for VAE: {vae.lower()}"
     return Card(
         "Do more samples help?",
-        iwae if iwae == vae else f"For IWAE: {iwae.lower()}; hardly for VAE: {vae.lower()}",
+        answer,
         f"Gain {sentence}",
         Strip(tuple(rows), f"gain in log p̂ from k = 1 to {k}, nats"),
         *chip(report, claims),

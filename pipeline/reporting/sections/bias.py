@@ -90,6 +90,7 @@ def log_mean(results: list[RunResult]) -> Figure:
             columns = {"panel": "trained", "cohort": run.cohort, "run": run.spec.name, "what": model_name(run)}
             records.append(pd.DataFrame({**columns, "samples": counts, "estimate_minus_truth": gap}))
         if runs:
+            axes[1].plot([], [], color=INK, lw=0.8, label="flat: mean of M logs")
             axes[1].set(title="trained models, MNIST, 1 layer", ylabel="bound minus log p̂, nats")
         for ax in axes:
             ax.axhline(0, color=INK, lw=0.8)
@@ -97,7 +98,7 @@ def log_mean(results: list[RunResult]) -> Figure:
             ax.set_xticks(counts, [str(count) for count in counts])
             ax.set_xlabel("samples, M or K")
             ax.grid(color=GRID)
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2)
         caption = (
             "Averaging M logarithms steadies the estimate but leaves it equally far below log p(x); averaging K "
             "weights inside the logarithm closes the gap.\n"
@@ -231,7 +232,9 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
             for run in runs
         ]
     )
-    with open_canvas(name, 10.5, 0.4 + 2.9 * len(depths)) as canvas:
+    most = max(sum(run.spec.layers == layers for run in runs) for layers in depths)
+    # A violin that is alone is no wider than one of many.
+    with open_canvas(name, min(10.5, 2.2 + 1.1 * most), 0.4 + 2.9 * len(depths)) as canvas:
         for ax, layers in zip(canvas.subplots(len(depths), 1, squeeze=False)[:, 0], depths, strict=True):
             runs_of_depth = [run for run in runs if run.spec.layers == layers]
             labels = [_short_name(Setting.of(run.spec), sweep) for run in runs_of_depth]

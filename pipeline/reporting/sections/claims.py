@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 
 from pipeline.reporting.evidence.claims import ClaimResult
 from pipeline.reporting.forms.drawing import (
-    COLOURS,
     GRID,
     INK,
     SMALL,
@@ -76,10 +75,10 @@ def _forest(ax: Axes, data: pd.DataFrame) -> None:
             y += 1
             ours, paper = ("ours", "paper") if y == 1 else (None, None)
             error = [[row["effect"] - row["low"]], [row["high"] - row["effect"]]]
-            ax.errorbar(row["effect"], y, xerr=error, fmt="o", ms=4, color=COLOURS["iwae"], lw=1.2, label=ours)
+            ax.errorbar(row["effect"], y, xerr=error, fmt="o", ms=4, color=INK, lw=1.2, label=ours)
             if not pd.isna(row["paper_effect"]):
-                colour = COLOURS["ciwae"] if row["paper_verified"] else "#aaaaaa"
-                ax.plot(row["paper_effect"], y, "D", ms=4.5, mfc="none", mec=colour, label=paper)
+                colour = INK if row["paper_verified"] else "#aaaaaa"
+                ax.plot(row["paper_effect"], y, "o", ms=5, mfc="none", mec=colour, label=paper)
             ticks.append(y)
             labels.append(str(row["claim"]))
         y += 1

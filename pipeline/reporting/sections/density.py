@@ -47,6 +47,7 @@ from pipeline.reporting.forms.drawing import (
     legend_handles,
     open_canvas,
     panel_title,
+    whole_numbers,
 )
 from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.section import Section, folded, shown
@@ -297,6 +298,7 @@ def objectives_figure(cells: Cells) -> Figure:
             axes[0, column].set_title(panel_title(*panel))
             axes[0, column].axhline(0, color=INK, lw=0.8)
             axes[1, column].set_xlabel("samples k (T = M × K)")
+            whole_numbers(axes[1, column].yaxis)
         axes[0, 0].set_ylabel("NLL minus that of\nVAE, k = 1 (nats)")
         axes[1, 0].set_ylabel("active units\n(all layers)")
         known = [objective for objective in OBJECTIVES if (data["objective"] == objective).any()]
@@ -445,10 +447,12 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
     floor = 1e-8
     logs = np.log10(np.maximum(data["variance"].to_numpy(), floor))
     bins = np.linspace(np.floor(logs.min()), np.ceil(logs.max() + 1e-9), 25)
-    with open_canvas(name, 10, 0.4 + 2.2 * len(rows)) as canvas:
-        axes = canvas.subplots(len(rows), len(BURDA_KS), sharex=True, sharey="row", squeeze=False)
+    # A column that holds no run yet would be empty panels.
+    ks = [k for k in BURDA_KS if k in {run.spec.T for run in runs}]
+    with open_canvas(name, 1 + 3 * len(ks), 0.4 + 2.2 * len(rows)) as canvas:
+        axes = canvas.subplots(len(rows), len(ks), sharex=True, sharey="row", squeeze=False)
         for row, (layers, unit) in zip(axes, rows, strict=True):
-            for ax, k in zip(row, BURDA_KS, strict=True):
+            for ax, k in zip(row, ks, strict=True):
                 for run in (r for r in runs if (r.spec.layers, r.spec.T) == (layers, k)):
                     variance = np.maximum(run.arrays[f"unit_variance_{unit}"], floor)
                     paper = published_value(run, f"active_units_{unit}")
@@ -469,9 +473,9 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
         for ax in axes[-1]:
             ax.set_xlabel("log10 of the variance of the unit's mean")
         caption = (
-            "Number of latent units by the variance over images of their posterior mean; right of the dashed line "
-            f"(variance {ACTIVE_VARIANCE}) a unit is active. Beside our counts the paper's. The first seed of each"
-            " cell."
+            "Right of the dashed line a unit is active: look for two heaps, and how many units lie right.\n"
+            "Number of latent units by the variance over images of their posterior mean; the line is at a variance of "
+            f"{ACTIVE_VARIANCE}. Beside our counts the paper's. The first seed of each cell."
         )
         return finish(canvas, name, title, caption, data)
 

@@ -41,6 +41,7 @@ from pipeline.reporting.forms.drawing import (
     legend_handles,
     open_canvas,
     panel_title,
+    whole_numbers,
 )
 from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.tables import Table, active_units, published_units
@@ -155,6 +156,7 @@ def series_figure(report: Report) -> Figure | None:
             column[0].set(title=panel_title(*panel))
             epochs_axis(column[1], data["epochs"])
             column[1].set_xlabel("epochs")
+            whole_numbers(column[1].yaxis)
             for ax in column:
                 ax.grid(color=GRID)
         axes[0, 0].set_ylabel("test NLL, nats")

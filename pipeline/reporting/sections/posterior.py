@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,8 @@ from pipeline.reporting.evidence.statistics import ErrorDistribution, bootstrap_
 from pipeline.reporting.forms.drawing import (
     GRID,
     INK,
-    OTHER_COLOUR,
+    INNER,
+    OUTER,
     SMALL,
     Figure,
     MissingFigure,
@@ -44,9 +45,11 @@ from pipeline.reporting.report import Report
 TWO_DIMENSIONAL = "two-dimensional"
 SHOWN = (Setting("vae", 1, 1), Setting("iwae", 1, 5), Setting("iwae", 1, 50))
 """The models that the figures compare."""
+BETWEEN = "#8a8f96"
+"""Of points in a picture of pixels, which keeps its colour in the dark: seen on white and on black."""
 GAUSSIAN_MASSES = {sd: 1 - np.exp(-(sd**2) / 2) for sd in (1, 2)}
 """Radius in standard deviations -> probability that a 2-D Gaussian puts within."""
-POSTERIOR_COLOURS = ("#c6dbef", "#6baed6")
+POSTERIOR_COLOURS = (OUTER, INNER)
 FRAME = "#c00000"
 """Of a decoded sample that shows another digit than its image."""
 DIGIT_COLOURS = (
@@ -133,11 +136,9 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
         gaps = [float(run.arrays["posterior/kl_q_p"].mean()) for run in runs]
         means = ", ".join(f"{model_name(run)} {gap:.1f}" for run, gap in zip(runs, gaps, strict=True))
         caption = (
-            "Compare the black ellipses of one column: all panels are windows of one size. The wider q is, the more "
-            "its "
+            "Compare the ellipses of one column: all panels are windows of one size. The wider q is, the more its "
             "samples differ, and framed ones show another digit.\n"
-            "p(h|x) computed on a grid (blue) and the encoder's q(h|x) (black ellipses) for the test images on top, "
-            "MNIST "
+            "p(h|x) computed on a grid (filled) and the encoder's q(h|x) (ellipses) for the test images on top, MNIST "
             "models with one layer of 2 latent units; below each panel pixel means decoded from six samples of q. "
             "KL(q‖p), "
             f"mean of the {count} images: {means} nats. A window is {2 * half:.1f} prior standard deviations wide, "
@@ -184,11 +185,13 @@ def importance(results: list[RunResult]) -> Figure | MissingFigure:
     runs = [runs[0], runs[-1]] if len(runs) > 1 else runs
     image = _telling_image(runs)
     records = []
-    with open_canvas(name, 10.2, 2.6 * len(runs)) as canvas:
-        axes = canvas.subplots(len(runs), 2, squeeze=False, width_ratios=(1, 2.6))
-        for (left, right), run in zip(axes, runs, strict=True):
-            _samples_in_latent_space(left, run, image)
+    with open_canvas(name, 10.8, 2.5 * len(runs)) as canvas:
+        axes = canvas.subplots(len(runs), 3, squeeze=False, width_ratios=(1, 1, 2.6))
+        for (left, middle, right), run in zip(axes, runs, strict=True):
+            _means_in_latent_space(left, run, image)
             left.set_title(model_name(run))
+            samples_of_q(middle, run, image)
+            middle.set_title("its q, enlarged")
             shares = _weighted_tiles(right, run, image)
             records += [
                 {"cohort": run.cohort, "run": run.spec.name, "sample": i + 1, "h1": h[0], "h2": h[1], "weight": share}
@@ -196,13 +199,12 @@ def importance(results: list[RunResult]) -> Figure | MissingFigure:
             ]
         caption = (
             "VAE asks every sample to explain the image; IWAE weighs them, so that it is enough if one does: read the "
-            "weights below the pictures.\n"
+            "weights below the pictures. Framed: a sample that shows another digit.\n"
             "Left: the encoder's means of test images, each drawn as its digit; the ellipses (1 and 2 standard "
-            "deviations) "
-            "are q(h|x) of one image, with six samples of it. Right: that image, and the pixel means that the samples "
-            "decode to; below them w = p(x, h) / q(h|x) as a share of the six. A VAE's gradient gives each sample one "
-            "sixth "
-            "whatever its weight. First seed of each model."
+            "deviations) are q(h|x) of one image. Middle: the same q with six samples of it, each axis enlarged to "
+            "fit. Right: that image, and the pixel means that the samples decode to; below them w = p(x, h) / q(h|x) "
+            "as a share of the six. A VAE's gradient gives each sample one sixth whatever its weight. First seed of "
+            "each model."
         )
         return finish(canvas, name, title, caption, pd.DataFrame(records))
 
@@ -219,8 +221,8 @@ def _shares(log_w: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(w / w.sum(-1, keepdims=True))
 
 
-def _samples_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
-    means, h = run.arrays["latent/mean"].astype(float), run.arrays["pictures/h"][image].astype(float)
+def _means_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
+    means = run.arrays["latent/mean"].astype(float)
     labels = run.arrays.get("latent/label", np.zeros(len(means), int))
     for digit in range(10):
         points = means[labels == digit]
@@ -230,19 +232,35 @@ def _samples_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
             marker=f"${digit}$",
             s=14,
             lw=0.1,
-            color=OTHER_COLOUR,
-            alpha=0.35,
+            color=BETWEEN,
+            alpha=0.5,
             rasterized=True,
         )
-    q_mean, q_sd = (run.arrays[f"posterior/{key}"][image // 2].astype(float) for key in ("q_mean", "q_sd"))
-    for sd in GAUSSIAN_MASSES:
-        ax.add_patch(Ellipse(tuple(q_mean), *(2 * sd * q_sd), fill=False, edgecolor=INK, lw=1.2))
+    q_mean, q_sd = _draw_q(ax, run, image)
+    reach = 1.05 * max(2.0, float(np.abs(means).max()), float((np.abs(q_mean) + 2 * q_sd).max()))
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+
+
+def samples_of_q(ax: Axes, run: RunResult, image: int) -> None:
+    """The six samples by their numbers, which are far apart only where q alone fills the panel."""
+    h = run.arrays["pictures/h"][image].astype(float)
+    q_mean, q_sd = _draw_q(ax, run, image)
     ax.plot(*h.T, "o", color=colour_of(run.spec.objective), ms=4)
     for i, (a, b) in enumerate(h, 1):
         ax.annotate(str(i), (a, b), (3, 2), textcoords="offset points", fontsize=SMALL, weight="bold")
     # Room for the number of a sample at the edge.
-    reach = 1.15 * max(2.0, float(np.abs(means).max()), float(np.abs(h).max()))
-    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
+    reach = 1.2 * np.maximum(2 * q_sd, np.abs(h - q_mean).max(0))
+    (left, bottom), (right, top) = q_mean - reach, q_mean + reach
+    ax.set(xlim=(left, right), ylim=(bottom, top), box_aspect=1, xticks=[], yticks=[])
+    ax.spines[:].set_visible(True)
+
+
+def _draw_q(ax: Axes, run: RunResult, image: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ellipses at 1 and 2 standard deviations of an image's q; returns its mean and standard deviations."""
+    q_mean, q_sd = (run.arrays[f"posterior/{key}"][image // 2].astype(float) for key in ("q_mean", "q_sd"))
+    for sd in GAUSSIAN_MASSES:
+        ax.add_patch(Ellipse((q_mean[0], q_mean[1]), *(2 * sd * q_sd), fill=False, edgecolor=INK, lw=1.2))
+    return q_mean, q_sd
 
 
 def _weighted_tiles(ax: Axes, run: RunResult, image: int) -> NDArray[np.float64]:
@@ -250,7 +268,6 @@ def _weighted_tiles(ax: Axes, run: RunResult, image: int) -> NDArray[np.float64]
     shares = _shares(run.arrays["pictures/log_w"][image].astype(float))
     tiles = np.concatenate([run.arrays["pictures/x"][image][None], run.arrays["pictures/decoded"][image]])
     ax.imshow(_tiles(tiles[None]), cmap="gray_r", vmin=0, vmax=255, interpolation="none")
-    ax.plot([SIDE - 0.5] * 2, [0, SIDE], color=INK, lw=1)
     ax.set_xlim(-0.5, SIDE * len(tiles) - 0.5)
     ax.set_ylim(SIDE + 22, -6)
     ax.set_axis_off()
@@ -489,6 +506,10 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
     data = pd.DataFrame(records)
     measures = {metric: measure for metric, measure in MEASURES.items() if metric in set(data["metric"])}
     styles = {"VAE k = 1": ("vae", "o"), "IWAE k = 5": ("iwae", "s"), "IWAE k = 50": ("iwae", "P")}
+    present = {
+        label: [model for model in styles if (data.loc[data["group"] == label, "model"] == model).any()]
+        for label in groups
+    }
     with open_canvas(name, 10, 1.3 + 0.62 * len(groups)) as canvas:
         axes = canvas.subplots(1, len(measures), sharey=True, squeeze=False)[0]
         for ax, (metric, (label, shown)) in zip(axes, measures.items(), strict=True):
@@ -496,7 +517,7 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
                 intervals = data[(data["metric"] == metric) & (data["model"] == model)]
                 if model not in set(data["model"]):
                     continue
-                y = [list(groups).index(group) + 0.22 * (list(styles).index(model) - 1) for group in intervals["group"]]
+                y = [height(list(groups), present, group, model) for group in intervals["group"]]
                 low, value, high = (shown(intervals[key].to_numpy()) for key in ("low", "mean", "high"))
                 style: dict[str, Any] = {"fmt": marker, "ms": 5, "color": colour_of(objective), "lw": 1.3}
                 ax.errorbar(value, y, xerr=[value - low, high - value], label=model, **style)
@@ -516,6 +537,12 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
             "of each model, so that the spread over seeds is not in them. The papers give no numbers for this."
         )
         return finish(canvas, name, title, caption, data)
+
+
+def height(groups: Sequence[str], present: Mapping[str, Sequence[str]], group: str, model: str) -> float:
+    """Where a model's mark stands: the group's models lie around its label, one alone at it."""
+    models = present[group]
+    return groups.index(group) + 0.22 * (models.index(model) - (len(models) - 1) / 2)
 
 
 def _mean_interval(values: NDArray[np.float64]) -> dict[str, float]:
@@ -547,10 +574,12 @@ def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     with open_canvas(name, 2.0 * len(columns), 2.2 * len(depths)) as canvas:
         axes = canvas.subplots(len(depths), len(columns), squeeze=False)
         for ax in axes.flat:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set(visible=True, color="#cccccc")
+            ax.set_axis_off()
         for run in runs:
             ax = axes[depths.index(run.spec.layers), columns.index(run_order(run)[1:4])]
+            ax.set_axis_on()
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set(visible=True, color="#cccccc")
             tiles = _levels(run).reshape(MONTAGE, MONTAGE, SIDE, SIDE)
             ax.imshow(tiles.swapaxes(1, 2).reshape(SIDE * MONTAGE, SIDE * MONTAGE), cmap="gray_r", vmin=0, vmax=15)
             setting = Setting.of(run.spec)

@@ -16,7 +16,7 @@ from pipeline.experiments.spec import CohortSpec
 from pipeline.published import RAINFORTH_RUNS
 from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
-from pipeline.reporting.evidence.cells import NOT_RUN, gather
+from pipeline.reporting.evidence.cells import NOT_RUN, dataset_name, gather
 from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.tables import Table
 
@@ -281,12 +281,15 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
             f"Training stops early: {_spread([run.spec.total_steps for run in cut])} updates in place of "
             f"{_spread(wanted)} ({epochs:,} epochs)."
         )
-    fewer: dict[int, set[int]] = {}
+    fewer: dict[tuple[str, int], set[int]] = {}
     for run in results:
         counts = run.training.get("data", {}).get("counts", {}).get("test_images")
         if "test_images" in run.metrics and counts is not None and run.metrics["test_images"] < counts:
-            fewer.setdefault(int(counts), set()).add(int(run.metrics["test_images"]))
-    sentences += [f"NLL over {_spread(list(few))} of the {all_:,} test images." for all_, few in sorted(fewer.items())]
+            fewer.setdefault((dataset_name(run.spec.dataset), int(counts)), set()).add(int(run.metrics["test_images"]))
+    sentences += [
+        f"NLL over {_spread(list(few))} of the {all_:,} test images of {name}."
+        for (name, all_), few in sorted(fewer.items())
+    ]
     paper = asdict(PROTOCOLS["paper-text"])
     whole = {run.spec.protocol_name: run.spec.protocol for run in results if run.spec.protocol_name in PROTOCOLS}
     for name, used in whole.items():

@@ -152,9 +152,9 @@ def rainforth_sweep(cells: Cells) -> Figure:
         handles += [
             Line2D([], [], color=INK, marker="*", ms=9, ls="", label="best here"),
             Line2D([], [], color=INK, marker="*", ms=9, mfc="none", ls="", label="best of the paper's"),
-            Line2D([], [], color=INK, lw=4, alpha=0.35, label="within noise of the best"),
+            Line2D([], [], color=INK, lw=4, alpha=0.35, solid_capstyle="butt", label="within noise of the best"),
         ]
-        canvas.legend(handles=handles, loc="outside lower center", ncols=8, columnspacing=1.2, handletextpad=0.4)
+        canvas.legend(handles=handles, loc="outside lower center", ncols=8, columnspacing=1.2, handletextpad=0.6)
         caption = (
             "Above the line is better than IWAE; a star below the curves marks the best of each, the bar what cannot "
             "be told from it.\n"
