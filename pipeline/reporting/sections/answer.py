@@ -260,7 +260,7 @@ def samples(report: Report) -> Card:
         # Its gain at fewer samples may be told below, which decides no claim.
         answer = f"For IWAE: {iwae.lower()}"
     else:
-        answer = f"For IWAE: {iwae.lower()}; hardly for VAE: {vae.lower()}"
+        answer = f"That they help IWAE: {iwae.lower()}; that they hardly help VAE: {vae.lower()}"
     return Card(
         "Do more samples help?",
         answer,
