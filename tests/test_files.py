@@ -29,7 +29,7 @@ from pipeline.files import (
     write_json,
     write_text,
 )
-from pipeline.records.sealed import save_tensors
+from pipeline.records.sealed import load_tensors, save_tensors
 
 
 def test_written_file_is_there_alone(tmp_path: Path) -> None:
@@ -195,7 +195,13 @@ def test_each_of_the_systems_reasons_has_its_own_remedy(
 
     monkeypatch.setattr(Path, "read_bytes", fails)
     monkeypatch.setattr(Path, "write_bytes", fails)
-    for use, what in ((read_json, "read"), (read_arrays, "read"), (written, "written")):
+    monkeypatch.setattr(Path, "open", fails)
+    uses = [(read_json, "read"), (read_arrays, "read"), (written, "written")]
+    if (
+        number != errno.EISDIR
+    ):  # In a state's place a folder is damage, which is set aside (tests/records/test_sealed.py).
+        uses.append((load_tensors, "read"))
+    for use, what in uses:
         with pytest.raises(UserError) as caught:
             use(path)
         assert str(caught.value).startswith(f"{path}: cannot be {what} ({os.strerror(number)}); ")

@@ -18,6 +18,7 @@ from pipeline.records.sealed import (
     save_tensors,
     write_sealed_json,
 )
+from tests.test_files import damaged
 
 CONTENT = {"step": 7, "seconds": 0.1, "diverged_at": None, "stretches": [{"from": 0, "to": 7}]}
 
@@ -54,6 +55,25 @@ def test_a_truncated_file_is_damaged(cut: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:cut])
     with pytest.raises(Damaged, match=r"x\.safetensors: damaged"):
         load_tensors(path)
+
+
+@pytest.mark.parametrize("kind", damaged(b""))
+def test_damaged_tensors_are_one_line(kind: str, tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    path.write_bytes(damaged(path.read_bytes())[kind])
+    # Whose they are stands at the file's beginning, so that `peek` may not see what is wrong at its end.
+    for read in (load_tensors,) if kind in ("half", "all but the end") else (load_tensors, peek):
+        with pytest.raises(Damaged) as caught:
+            read(path)
+        assert str(caught.value) == f"{path}: damaged, or not a file of this project's"
+
+
+def test_tensors_without_metadata_are_not_the_projects(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"x": torch.zeros(3)}))
+    for read in (load_tensors, peek):
+        with pytest.raises(Damaged, match="not a file of this project's"):
+            read(path)
 
 
 def test_a_file_of_another_digest_a_folder_or_none_is_named(tmp_path: Path) -> None:
