@@ -199,7 +199,7 @@ def test_each_of_the_systems_reasons_has_its_own_remedy(
     uses = [(read_json, "read"), (read_arrays, "read"), (written, "written")]
     if (
         number != errno.EISDIR
-    ):  # In a state's place a folder is damage, which is set aside (tests/records/test_sealed.py).
+    ):  # A folder in the place of a state is damage, which is set aside (test_sealed.py).
         uses.append((load_tensors, "read"))
     for use, what in uses:
         with pytest.raises(UserError) as caught:
