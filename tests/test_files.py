@@ -197,9 +197,7 @@ def test_each_of_the_systems_reasons_has_its_own_remedy(
     monkeypatch.setattr(Path, "write_bytes", fails)
     monkeypatch.setattr(Path, "open", fails)
     uses = [(read_json, "read"), (read_arrays, "read"), (written, "written")]
-    if (
-        number != errno.EISDIR
-    ):  # A folder in the place of a state is damage, which is set aside (test_sealed.py).
+    if number != errno.EISDIR:  # A folder in the place of a state is damage, which is set aside (test_sealed.py).
         uses.append((load_tensors, "read"))
     for use, what in uses:
         with pytest.raises(UserError) as caught:
