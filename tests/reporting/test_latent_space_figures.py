@@ -155,6 +155,7 @@ def test_no_empty_panel_is_drawn_for_models_that_are_not_run_yet(make: Make) -> 
     runs = [make("vae"), make("iwae", 1, 5)]
     assert ">1 layer, k = 50<" not in drawn(unit_activity(runs, "mnist")).svg
     assert ">1 layer, k = 5<" in drawn(unit_activity(runs, "mnist")).svg
+    assert ">1 layer, k = 4<" in drawn(unit_activity([make("iwae", 1, 4)], "mnist")).svg
     deep = [*runs, make("vae", layers=2)]
     frames = drawn(dreams(deep, "mnist")).svg.count("stroke: #cccccc")
     assert frames == 4 * len(deep)

@@ -447,8 +447,8 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
     floor = 1e-8
     logs = np.log10(np.maximum(data["variance"].to_numpy(), floor))
     bins = np.linspace(np.floor(logs.min()), np.ceil(logs.max() + 1e-9), 25)
-    # A column that holds no run yet would be empty panels.
-    ks = [k for k in BURDA_KS if k in {run.spec.T for run in runs}]
+    # A column that holds no run yet would be empty panels; a project of one's own may have other k than Burda's.
+    ks = sorted({run.spec.T for run in runs})
     with open_canvas(name, 1 + 3 * len(ks), 0.4 + 2.2 * len(rows)) as canvas:
         axes = canvas.subplots(len(rows), len(ks), sharex=True, sharey="row", squeeze=False)
         for row, (layers, unit) in zip(axes, rows, strict=True):
