@@ -79,6 +79,26 @@ static __attribute__((noinline)) void bernoulli_tile(int tall, int wide, const f
     }
 }
 
+static __attribute__((noinline)) void tanh_backward_tile(int tall, int wide, float *out, long ldo,
+                                                         const float *activation) {
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) {
+            long at = i * ldo + WIDTH * j;
+            vec h = load(activation + at);
+            store(out + at, mul(load(out + at), neg_mul_add(h, h, all(1))));
+        }
+}
+static __attribute__((noinline)) void adam_tile(int tall, int wide, const float *gradient, float *theta, long ldo,
+                                                const Extra *extra, long offset) {
+    const AdamVectors adam = in_vectors(extra->adam);
+    for (int i = 0; i < tall; i++)
+        for (int j = 0; j < wide; j++) {
+            long at = i * ldo + WIDTH * j;
+            adam_vector(theta + at, extra->m + offset + at, extra->v + offset + at,
+                        load(gradient + (i * WIDE + j) * WIDTH), adam);
+        }
+}
+
 // The left operand is a matrix, rows `lda` apart, or, for Adam, packed by eights: element (i, k) at
 // a[(i / 8) * 8 * K + 8 * k + i % 8]. With `words` both operands hold words of two bfloat16, and K counts words.
 INLINE void tile(const int words, const int tall, const int wide, const Epilogue epilogue, long K, const float *a,
@@ -93,7 +113,7 @@ INLINE void tile(const int words, const int tall, const int wide, const Epilogue
     for (long k = 0; k < K; k++) {
         vec own[WIDE];
 #pragma GCC unroll 4
-        for (int j = 0; j < wide; j++) own[j] = load(b + k * ldb + WIDTH * j);
+        for (int j = 0; j < wide; j++) own[j] = in_register(load(b + k * ldb + WIDTH * j));
 #pragma GCC unroll 8
         for (int i = 0; i < tall; i++) {
             vec value = all(a[i * row + k * column]);
@@ -102,7 +122,7 @@ INLINE void tile(const int words, const int tall, const int wide, const Epilogue
                 sum[i][j] = words ? mul_add_words(value, own[j], sum[i][j]) : mul_add(value, own[j], sum[i][j]);
         }
     }
-    // By way of memory, and tanh in a function of its own: else compilers spill the sums inside the loop above.
+    // By way of memory, and what follows in functions of its own: else compilers spill the sums inside the loop above.
     float done[TALL * WIDE * WIDTH] __attribute__((aligned(64)));
     const int stored = epilogue != ADAM && epilogue != BERNOULLI;
     float *to = stored ? out : done;
@@ -114,19 +134,8 @@ INLINE void tile(const int words, const int tall, const int wide, const Epilogue
     if (epilogue == TANH) tanh_tile(tall, wide, out, ldo);
     if (epilogue == QUICK_TANH) quick_tanh_tile(tall, wide, out, ldo);
     if (epilogue == BERNOULLI) bernoulli_tile(tall, wide, done, offset / ldo, offset % ldo, extra);
-    if (epilogue != TANH_BACKWARD && epilogue != ADAM) return;
-    AdamVectors adam = {0};
-    if (epilogue == ADAM) adam = in_vectors(extra->adam);
-    for (int i = 0; i < tall; i++)
-        for (int j = 0; j < wide; j++) {
-            long at = i * ldo + WIDTH * j;
-            vec x = load(to + i * ld + WIDTH * j);
-            if (epilogue == TANH_BACKWARD) {
-                vec h = load(extra->activation + offset + at);
-                store(out + at, mul(x, neg_mul_add(h, h, all(1))));
-            }
-            if (epilogue == ADAM) adam_vector(out + at, extra->m + offset + at, extra->v + offset + at, x, adam);
-        }
+    if (epilogue == TANH_BACKWARD) tanh_backward_tile(tall, wide, out, ldo, extra->activation + offset);
+    if (epilogue == ADAM) adam_tile(tall, wide, done, out, ldo, extra, offset);
 }
 
 // A matrix in panels: its first `panel_width` columns, row by row, then the next ones, so that tiles go through it in

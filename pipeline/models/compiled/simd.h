@@ -25,6 +25,7 @@ INLINE vec mul_sub(vec a, vec b, vec c) { return _mm512_fmsub_ps(a, b, c); }    
 INLINE vec larger(vec a, vec b) { return _mm512_max_ps(a, b); }             // b where one is NaN
 INLINE vec root(vec a) { return _mm512_sqrt_ps(a); }
 INLINE vec nearest(vec a) { return _mm512_roundscale_ps(a, 8); }
+INLINE vec in_register(vec x) { return x; }  // 32 registers: compilers see to it themselves
 INLINE float total(vec a) { return _mm512_reduce_add_ps(a); }
 // p 2^n for an integer n.
 INLINE vec scaled(vec p, vec n) { return _mm512_scalef_ps(p, n); }
@@ -136,6 +137,11 @@ INLINE vec mul_sub(vec a, vec b, vec c) { return _mm256_fmsub_ps(a, b, c); }
 INLINE vec larger(vec a, vec b) { return _mm256_max_ps(a, b); }
 INLINE vec root(vec a) { return _mm256_sqrt_ps(a); }
 INLINE vec nearest(vec a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+// Else GCC 12 loads a vector that several products share again for each of them, and loads limit the loop.
+INLINE vec in_register(vec x) {
+    __asm__("" : "+x"(x));
+    return x;
+}
 INLINE float total(vec a) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
