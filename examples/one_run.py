@@ -12,22 +12,17 @@ Shapes: B images, M groups of K samples of each image, T = M * K samples.
 
 from __future__ import annotations
 
-import argparse
 import math
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Normal
 from torch.func import functional_call
 
-from examples.pipeline_run import ROWS, Outcome, pipeline_run
-from pipeline.data.datasets import load_dataset
-from pipeline.errors import UserError
-from pipeline.experiments.grid import check_setting
-from pipeline.experiments.schedule import burda_schedule
+from examples.options import read_options
+from examples.pipeline_run import Outcome, print_beside_the_pipeline
 from pipeline.experiments.spec import BATCH_SIZE
 from pipeline.objectives import OBJECTIVES, Objective
 
@@ -184,45 +179,21 @@ def active_units(model: Model, x: Tensor) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m examples.one_run", description=__doc__.partition("\n")[0])
-    parser.add_argument("--objective", choices=list(OBJECTIVES), default="iwae")
-    parser.add_argument("--M", type=int, default=1, help="groups of samples (default: 1)")
-    parser.add_argument("--K", type=int, default=5, help="samples in a group (default: 5)")
-    parser.add_argument("--parameter", type=float, help="beta of ciwae, alpha of dreg and vr")
-    parser.add_argument("--layers", type=int, choices=(1, 2), default=1, help="stochastic layers (default: 1)")
-    parser.add_argument("--stages", type=int, default=2, help="of the schedule: 1, 3, 9, ... epochs (default: 2)")
-    parser.add_argument("--images", type=int, default=500, help="test images (default: 500)")
-    parser.add_argument("--data", type=Path, default=Path("data/binarized/mnist"), help="default: %(default)s")
-    words = parser.parse_args()
-    try:
-        check_setting("options", words.objective, words.M, words.K, words.parameter)
-        dataset = load_dataset(words.data)
-    except UserError as error:
-        parser.error(str(error))
-    if not 1 <= words.images <= len(dataset.test_bits):
-        parser.error(f"--images: from 1 to {len(dataset.test_bits)}, not {words.images}")
-    objective, latent = OBJECTIVES[words.objective], ((50,), (100, 50))[words.layers - 1]
-    schedule = burda_schedule(rounded=False)[: words.stages]
-    images = torch.from_numpy(dataset.train_images)
-    test = torch.from_numpy(dataset.test_bits[:: len(dataset.test_bits) // words.images]).float()
+    options = read_options("python -m examples.one_run", __doc__.partition("\n")[0])
+    objective, M, images = OBJECTIVES[options.objective], options.M, options.images
     torch.manual_seed(0)
     torch.set_num_threads(1)
 
-    model, start = Model(latent), time.monotonic()
+    model, start = Model(options.latent), time.monotonic()
     model.initialize((images.double().mean(0) / 255).float())
     optimizer = adam(model)
-    for stage in schedule:
-        print(f"{words.objective}: {stage.epochs} epochs at a learning rate of {stage.learning_rate:.2g}", flush=True)
-        data = batches(model, images.float() / 255, words.M * words.K, stage.epochs)
-        train(model, optimizer, objective, words.M, stage.learning_rate, data, words.parameter)
+    for stage in options.schedule:
+        print(f"{options.objective}: {stage.epochs} epochs at a learning rate of {stage.learning_rate:.2g}", flush=True)
+        data = batches(model, images.float() / 255, M * options.K, stage.epochs)
+        train(model, optimizer, objective, M, stage.learning_rate, data, options.parameter)
     seconds = time.monotonic() - start
     active = active_units(model, torch.bernoulli(images[:500].float() / 255))
-    ours = Outcome(log_likelihoods(model, test), active, seconds)
-    print("the pipeline: the same run from its own seed", flush=True)
-    theirs = pipeline_run(words.objective, words.M, words.K, words.parameter, latent, schedule, images, test)
-    print(f"\n{'':28}{'this file':>16}{'the pipeline':>16}")
-    for title, of in ROWS.items():
-        print(f"{title:28}{of(ours):>16}{of(theirs):>16}")
+    print_beside_the_pipeline(options, Outcome(log_likelihoods(model, options.test), active, seconds))
 
 
 if __name__ == "__main__":

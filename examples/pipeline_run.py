@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from examples.options import Options
 from pipeline.evaluation.active_units import BURDA_IMAGES, posterior_means, unit_variances
 from pipeline.evaluation.images import Images, binarize_once
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.experiments.protocol import PROTOCOLS
-from pipeline.experiments.spec import BOUND_SAMPLES, NLL_SAMPLES, RunSpec, Stage
+from pipeline.experiments.spec import BOUND_SAMPLES, NLL_SAMPLES, RunSpec
 from pipeline.models.networks import Parameters
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.run_folder import Job
@@ -43,33 +44,22 @@ ROWS: dict[str, Callable[[Outcome], str]] = {
 }
 
 
-def pipeline_run(
-    objective: str,
-    M: int,
-    K: int,
-    parameter: float | None,
-    latent: tuple[int, ...],
-    schedule: tuple[Stage, ...],
-    images: Tensor,
-    test: Tensor,
-) -> Outcome:
-    """Train and evaluate one run as the pipeline does, under the protocol that the paper's text describes.
-
-    `images`: grey, [N, 784] uint8. `test`: binary, [N, 784] float32.
-    """
+def pipeline_run(options: Options) -> Outcome:
+    """Train and evaluate one run as the pipeline does, under the protocol that the paper's text describes."""
+    images, test = options.images, options.test
     run = RunSpec(
         name="one-run",
-        objective=objective,
-        M=M,
-        K=K,
-        parameter=parameter,
+        objective=options.objective,
+        M=options.M,
+        K=options.K,
+        parameter=options.parameter,
         seed=0,
         dataset="mnist",
-        latent=latent,
+        latent=options.latent,
         train_images=len(images),
         protocol_name="paper-text",
         protocol=PROTOCOLS["paper-text"],
-        schedule=schedule,
+        schedule=options.schedule,
         max_steps=None,
         precision="float32",
         continues=None,
@@ -80,10 +70,19 @@ def pipeline_run(
     while stack.step < run.total_steps:
         stack.advance(min(stack.steps_between_checks, run.total_steps - stack.step))
     seconds = time.monotonic() - start
-    p = Parameters(latent, stack.buffers.flat)
+    p = Parameters(options.latent, stack.buffers.flat)
     x = Images(test, torch.arange(len(test)))
     estimates = likelihoods(model_log_weights(p, seed=0), x, NLL_SAMPLES, BOUND_SAMPLES)
     seen = binarize_once(images.numpy(), np.arange(BURDA_IMAGES), 0, "active units", test.device)
     variances = [unit_variances(means) for means in posterior_means(p, seen, seed=0)]
     active = [int((variance > ACTIVE_VARIANCE).sum()) for variance in variances]
     return Outcome(torch.from_numpy(estimates.log_p_hat), active, seconds)
+
+
+def print_beside_the_pipeline(options: Options, ours: Outcome) -> None:
+    """Make the same run with the pipeline and print a table of both outcomes."""
+    print("the pipeline: the same run from its own seed", flush=True)
+    theirs = pipeline_run(options)
+    print(f"\n{'':28}{'this file':>16}{'the pipeline':>16}")
+    for title, of in ROWS.items():
+        print(f"{title:28}{of(ours):>16}{of(theirs):>16}")

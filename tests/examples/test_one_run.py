@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from examples import one_run
+from examples.pipeline_run import ROWS
 from pipeline.evaluation.active_units import posterior_means, unit_variances
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
@@ -156,7 +157,7 @@ def test_command_prints_both_columns(tmp_path: Path, grey_images: NDArray[np.uin
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     table = {line[:28].strip(): line[28:].split() for line in done.stdout.splitlines()[-4:]}
-    assert set(table) == set(one_run.ROWS)
+    assert set(table) == set(ROWS)
     ours, theirs = map(float, table["NLL, nats per image"])
     assert ours > 0
     assert theirs > 0
