@@ -44,6 +44,10 @@ REMEDY = "delete it, and run the same command again"
 
 
 def positive(text: str) -> int:
+    """An option's value as a whole number.
+
+    Raises: argparse.ArgumentTypeError below 2, where no standard error can be told.
+    """
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{value} is too few; at least 2")
@@ -51,6 +55,7 @@ def positive(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
+    """Which runs the command line asks for, and with how many images, temperatures and chains."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.ais", description=__doc__, formatter_class=shape)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50; or a scale, e.g. paper")
@@ -84,6 +89,7 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
 
 
 def target_of(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Path:
+    """Where the opinion on a run is kept: `reports/<scale>/results/<cohort>/ais-<run>.json`."""
     return paths.cohort_results(cohort.key) / f"ais-{run.name}.json"
 
 
@@ -97,6 +103,7 @@ def is_done(target: Path, digest: str, asked: dict[str, int]) -> bool:
 
 
 def main(paths: Paths) -> None:
+    """Estimate log p(x) by annealed importance sampling for one run, or for the pairs of a scale that lack it."""
     asked = parse()
     params = load_params(paths.params)
     device = resolve_device(params.device)

@@ -372,6 +372,10 @@ def check_estimators(folder: Path, source: Path = HERE.params) -> None:
 
 
 def main() -> None:
+    """Write the cohorts of a parameter file, and print how many there are and how many files changed.
+
+    Raises: UserError when the parameters are wrong or ask for a GPU that is not there.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments", description="Write cohorts/ from params.yaml."
     )

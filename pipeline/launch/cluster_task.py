@@ -351,6 +351,7 @@ def measure_task(order: Order, data: bytes) -> Speeds:
 
 
 def other_version(node: str, version: str, expected: str) -> str:
+    """The message for a node that would compute with other code than the driver, and how to put that right."""
     return (
         f"{node}: has another version of this project ({version}) than the driver ({expected});"
         " bring the same there: git archive HEAD pipeline, and the same torch"

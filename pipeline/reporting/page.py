@@ -207,6 +207,7 @@ def key_numbers(run: RunResult) -> dict[str, float]:
 
 
 def write_figure(folder: Path, figure: Figure) -> None:
+    """Write a figure as `<name>.svg`, `<name>.png` and, for its numbers, `<name>.csv` into `folder`."""
     write_text(folder / f"{figure.name}.svg", figure.svg)
     with atomic_path(folder / f"{figure.name}.png") as temporary:
         temporary.write_bytes(figure.png)

@@ -40,6 +40,11 @@ def saved_rows(arrays: Mapping[str, NDArray[Any]]) -> list[dict[str, float]]:
 
 
 def curve_metrics(rows: Iterable[Mapping[str, float]], started: int) -> list[Metric]:
+    """MLflow's metrics `train/<name>` of points of a curve; values that are not finite are left out.
+
+    `rows`: one a point, with `step` (updates), `seconds` (since training began) and the columns of `CURVES`. `started`:
+    when training began, milliseconds since 1970, from which the metrics' times count.
+    """
     from mlflow.entities import Metric
 
     return [

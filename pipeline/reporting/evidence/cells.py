@@ -148,6 +148,7 @@ def images(cell: Cell, metric: str) -> NDArray[np.float64] | None:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean of `values` [images]; NaN for fewer than two, which show no spread."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
@@ -211,10 +212,12 @@ def objective_name(objective: str) -> str:
 
 
 def dataset_name(dataset: str) -> str:
+    """The title of a dataset, `fixed-mnist` -> `MNIST, fixed binarization`; an unknown one as it is written."""
     return DATASET_NAMES.get(dataset, dataset)
 
 
 def layers_name(layers: int) -> str:
+    """`1 layer`, `2 layers`: how many stochastic layers a network has."""
     return f"{layers} layer" if layers == 1 else f"{layers} layers"
 
 

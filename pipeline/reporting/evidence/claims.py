@@ -232,6 +232,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class ClaimResult:
+    """A claim as it stands: its effect here and in the paper, in the claim's unit, and how it was decided."""
+
     family: str
     by: str
     """Whose claim it is."""
@@ -428,6 +430,7 @@ def support_of(paper: PaperEffect | None, by: str, unit: str) -> str:
 
 
 def plain_claim(family: str, statement: str, metric: str, terms: tuple[Term, ...]) -> Claim:
+    """A claim whose published effect is the same contrast as ours, taken over the papers' numbers."""
     return Claim(family, statement, metric, terms, published_contrast(terms, metric))
 
 
@@ -585,6 +588,7 @@ def _nearer_end(
 
 
 def place_name(place: Place) -> str:
+    """A place in words, as in `burda-table1 MNIST 1 layer IWAE(1, 50)`."""
     setting = setting_name(place.setting)
     return f"{place.experiment} {dataset_name(place.dataset)} {layers_name(place.layers)} {setting}"
 

@@ -88,6 +88,7 @@ def is_text(table: Table, heading: str) -> bool:
 
 
 def to_csv(table: Table) -> str:
+    """The table's exact numbers as CSV, six significant digits; no column is left out of it."""
     return table.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -115,6 +116,7 @@ def to_markdown(table: Table) -> str:
 
 
 def latex_escape(text: str) -> str:
+    """The text with LaTeX commands in place of characters that LaTeX reads as its own, or that its fonts lack."""
     # The hat is a combining character, so the pair is replaced before single characters are.
     parts = text.split("p̂")
     return LATEX["p̂"].join("".join(LATEX.get(character, character) for character in part) for part in parts)

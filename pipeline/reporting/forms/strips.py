@@ -34,6 +34,8 @@ TICKS = 4
 
 @dataclass(frozen=True)
 class Mark:
+    """A value in a row of a strip, with the ends of its interval where it has one, all in the axis' unit."""
+
     value: float
     low: float | None = None
     high: float | None = None

@@ -54,6 +54,7 @@ def table(cells: Cells) -> Table | None:
 
 
 def forest(cells: Cells) -> Figure | MissingFigure:
+    """NLL (nats) under each switch minus NLL under the protocol as it is, as a point with its interval each."""
     caption = f"Left of the line: the switch makes the model better, if the bar stays there.\n{CAPTION}"
     needs = "finished runs of protocol-ablation, with and without a switch"
     return effects_forest("protocol_ablation", TITLE, caption, _compared(cells), "the protocol as it is", needs)

@@ -46,6 +46,7 @@ def other_runs(cells: Cells, scale: str) -> Table | None:
 
 
 def section(report: Report) -> Section:
+    """What lies beyond the papers: later estimators, the protocol's details, and experiments of the reader's own."""
     cells = report.cells
     return Section(
         "beyond",

@@ -266,6 +266,7 @@ def _short_name(setting: Setting, sweep: bool) -> str:
 
 
 def section(report: Report) -> Section:
+    """What more samples do to the bound: log-means of weights against their number, and effective sample sizes."""
     datasets = tuple(DATASET_NAMES)
     return Section(
         "bias",

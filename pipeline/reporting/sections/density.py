@@ -481,6 +481,7 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
 
 
 def section(report: Report) -> Section:
+    """Which objective gives the better NLL: Burda's Tables 1 to 3, other objectives in that setting, active units."""
     cells, scale = report.cells, report.scale
     datasets = tuple(DATASET_NAMES)
     under_way = gather(report.under_way)

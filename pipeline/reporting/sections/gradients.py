@@ -527,6 +527,7 @@ def _ratio_claims(cells: Cells) -> list[Measured]:
 
 
 def section(report: Report) -> Section:
+    """What happens to the gradients: signal-to-noise ratios of trained networks, and of Rainforth's Gaussian model."""
     cells, toy = report.cells, report.toy
     return Section(
         "gradients",

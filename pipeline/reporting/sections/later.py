@@ -42,6 +42,7 @@ def table(cells: Cells) -> Table | None:
 
 
 def forest(cells: Cells) -> Figure | MissingFigure:
+    """NLL (nats) of each later estimator minus IWAE's at equal k, as a point with its interval each."""
     caption = f"Left of the line: better than IWAE with as many samples, if the bar stays there.\n{CAPTION}"
     needs = "IWAE and at least one other finished run of later-estimators"
     return effects_forest("later_estimators", TITLE, caption, _compared(cells), "IWAE", needs)

@@ -599,6 +599,7 @@ def _levels(run: RunResult) -> NDArray[np.int64]:
 
 
 def section(report: Report) -> Section:
+    """Whether q is wider under IWAE, and whether its samples change the digit: densities, widths, decoded samples."""
     results, datasets = report.results, tuple(DATASET_NAMES)
     return Section(
         "posterior",

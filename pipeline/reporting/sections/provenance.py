@@ -48,10 +48,12 @@ def elapsed(runs: Sequence[RunResult]) -> float:
 
 
 def training_seconds(run: RunResult) -> float:
+    """Wall time of a run's training, all stretches together; 0 where it is not recorded, as in DVC's copies."""
     return float(run.training.get("wall_s", 0.0))
 
 
 def evaluation_seconds(run: RunResult) -> float:
+    """Wall time of a run's evaluation; 0 where it is not recorded."""
     return float(run.evaluation.get("wall_s", 0.0))
 
 
@@ -81,6 +83,7 @@ def device_hours(runs: Sequence[RunResult]) -> tuple[float, float]:
 
 
 def by_cohort(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Cohort key -> its runs; cohorts and runs keep the order in which they are met."""
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         groups.setdefault(result.cohort, []).append(result)
@@ -240,6 +243,7 @@ def data_sources(results: Sequence[RunResult]) -> list[tuple[str, str, str]]:
 
 
 def data(results: Sequence[RunResult]) -> Table:
+    """Where each dataset came from, how many images it has, and the SHA-256 digests of its files."""
     rows = [{"what": what, "digest or source": value} for _, what, value in data_sources(results)]
     caption = "SHA-256 digests of the raw files and of what was made of them, with their sources and counts."
     groups = [dataset for dataset, _, _ in data_sources(results)]

@@ -230,6 +230,7 @@ def _sweep_line(ax: Axes, rows: pd.DataFrame, family: str) -> None:
 
 
 def section(report: Report) -> Section:
+    """Where the best (M, K) is: Rainforth et al., Table 1, its curves, and the plane of M and K."""
     cells = report.cells
     return Section(
         "sweep",
