@@ -23,7 +23,7 @@ import pandas as pd
 from pipeline.experiments.spec import RunSpec
 from pipeline.records.results import RunResult
 
-FOLDER = Path(__file__).parent
+TABLES = Path(__file__).parent
 READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED = "read", "quoted", "quoted once", "derived", "unverified"
 READ_OFF = "read off a plot"
 TAGS = (READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED, READ_OFF)
@@ -101,22 +101,22 @@ def burda_table(experiment: str) -> pd.DataFrame:
     `burda-table2` has also first_objective and first_k: what was trained before (missing in the first stage).
     """
     counts = {"active_units_1": "Int64", "active_units_2": "Int64"}
-    return pd.read_csv(FOLDER / BURDA_TABLES[experiment], dtype=counts)
+    return pd.read_csv(TABLES / BURDA_TABLES[experiment], dtype=counts)
 
 
 def rainforth_table() -> pd.DataFrame:
     """One row per number: objective, M, K, parameter, metric, value, sd (nats; over 4 runs), source, tag, quoted_by."""
-    return pd.read_csv(FOLDER / RAINFORTH_TABLE, keep_default_na=False, na_values={"parameter": "", "sd": ""})
+    return pd.read_csv(TABLES / RAINFORTH_TABLE, keep_default_na=False, na_values={"parameter": "", "sd": ""})
 
 
 def rainforth_plots() -> pd.DataFrame:
     """One row a number read off a figure: objective, M, K, parameter, metric, value (in its unit), source, tag."""
-    return pd.read_csv(FOLDER / PLOTS)
+    return pd.read_csv(TABLES / PLOTS)
 
 
 def li_turner_table() -> pd.DataFrame:
     """VR-max in Burda's setting: dataset, layers, k, nll (nats), source, tag."""
-    return pd.read_csv(FOLDER / LI_TURNER_TABLE)
+    return pd.read_csv(TABLES / LI_TURNER_TABLE)
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Rerun:
 @lru_cache(maxsize=1)
 def _reruns() -> dict[tuple[Place, str], tuple[Rerun, ...]]:
     reruns: dict[tuple[Place, str], tuple[Rerun, ...]] = {}
-    for row in pd.read_csv(FOLDER / RERUNS).to_dict("records"):
+    for row in pd.read_csv(TABLES / RERUNS).to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
         setting = Setting(row["objective"], row["M"], row["K"], parameter)
         place = Place(row["experiment"], row["dataset"], row["layers"], setting)

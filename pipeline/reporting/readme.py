@@ -15,7 +15,7 @@ from pipeline.reporting.sections.density import side_by_side
 
 PICTURES = ("objectives", "posterior_contours", "rainforth_sweep", "toy_snr", "log_mean")
 """Figures by how much they say; the first four that there are stand in the text."""
-MOST = 4
+MOST_PICTURES = 4
 
 
 def in_short(report: Report, progress: str, caveat: str, command: str, figures: Sequence[Figure]) -> str:
@@ -30,7 +30,7 @@ def in_short(report: Report, progress: str, caveat: str, command: str, figures: 
     for shown in (table, *([distances] if distances else [])):
         lines += ["", to_markdown(shown).strip().replace("### ", "## ", 1), ""]
     known = {figure.name: figure for figure in figures}
-    for name in [name for name in PICTURES if name in known][:MOST]:
+    for name in [name for name in PICTURES if name in known][:MOST_PICTURES]:
         figure = known[name]
         lines += [f"## {figure.title}", "", f"![{figure.title}](figures/{name}.png)", "", f"**{figure.see}**", ""]
     return "\n".join(lines).rstrip() + "\n"

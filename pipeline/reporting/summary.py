@@ -100,7 +100,7 @@ def depth(results: Sequence[RunResult]) -> str:
     return f"{trained}, on {tested}"
 
 
-def standing(scale: str, results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> str:
+def runs_done(scale: str, results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> str:
     """`quick: 90 of 90 runs`"""
     cells = {f"{cohort.key}/{run.name}" for cohort in planned for run in cohort.runs}
     done = {result.cell for result in results} & cells
@@ -121,7 +121,7 @@ def readme_part(
 
     `pictured`: the scales whose report holds `PICTURE`.
     """
-    scales = [standing(scale, results[scale], planned[scale]) for scale in planned]
+    scales = [runs_done(scale, results[scale], planned[scale]) for scale in planned]
     parts = [textwrap.fill(f"**Where it stands.** {'; '.join(scales)}.", PROSE_WIDTH)]
     scale = deepest(results)
     if scale is not None:

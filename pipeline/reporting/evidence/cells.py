@@ -48,6 +48,8 @@ NOT_RUN, DIVERGED = "not run", "diverged"
 
 SPLITS = ((2, 32), (4, 16), (8, 8), (16, 4), (32, 2))
 """The interior (M, K) of Rainforth's sweep with M * K = 64."""
+SPLIT_OBJECTIVES = ("miwae", "piwae")
+"""Objectives whose samples may be split into M groups of K in any way."""
 BETAS = (0.05, 0.25, 0.5, 0.75)
 RAINFORTH_METRICS = ("iwae_64", "log_p_hat", "kl_q_p")
 

@@ -58,7 +58,7 @@ EMPTY = (DASH, NOT_RUN, DIVERGED, "")
 JUDGED_COLUMNS = {"verdict", "decision"}
 DIFFERENCE_STEPS = ((MARGIN, "near"), (1.0, "{}-1"), (math.inf, "{}-2"))
 """Up to so many nats a difference to the paper gets this shade; {} is better or worse."""
-UNITS = {"h": 3600.0, "min": 60.0, "s": 1.0}
+SECONDS_IN = {"h": 3600.0, "min": 60.0, "s": 1.0}
 
 
 def _grouped(table: Table) -> Iterator[tuple[str, list[int]]]:
@@ -75,7 +75,7 @@ def sort_value(text: str) -> float | None:
     if re.fullmatch(r"\d+(\.\d+)?(\+\d+(\.\d+)?)+", plain):
         return sum(float(part) for part in plain.split("+"))
     if parts := re.findall(r"(\d+(?:\.\d+)?) (h|min|s)\b", plain):
-        return sum(float(amount) * UNITS[unit] for amount, unit in parts)
+        return sum(float(amount) * SECONDS_IN[unit] for amount, unit in parts)
     number = re.match(r"\[?([+-]?\d+(\.\d+)?)", plain)
     return float(number[1]) if number else None
 

@@ -28,9 +28,9 @@ from pipeline.reporting.evidence.verdicts import (
     VERDICTS,
     Comparison,
     Judged,
+    beside_chance,
     bits_sd,
     compare,
-    in_words,
     verdict,
 )
 from pipeline.reporting.forms.numbers import DASH, minus, number
@@ -104,7 +104,7 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
-def active_units(cell: Cell | None, layers: int) -> str:
+def our_units(cell: Cell | None, layers: int) -> str:
     """`19`, or `16+5` for two layers, bottom first; a dash when there are none."""
     counts = [estimate(cell, f"active_units_{layer}") for layer in range(1, layers + 1)]
     return "+".join(count(known.value) for known in counts if known) if all(counts) else DASH
@@ -199,7 +199,7 @@ def _display(row: Row) -> dict[str, str]:
         if compared
         else DASH,
         "verdict": row.verdict,
-        "active units": active_units(row.cell, row.place.layers),
+        "active units": our_units(row.cell, row.place.layers),
         "paper's units": published_units(row.place),
         "reruns by others": _brief_reruns(reruns_of(row.place, row.metric)),
     }
@@ -227,7 +227,7 @@ def build_table(
     else:
         notes.append(RERUNS_NOTE)
     judged = [Judged(row.place.dataset, one, row.verdict, row.metric) for row in rows if (one := row.comparison)]
-    counts = in_words([one for one in judged if one.verdict in VERDICTS])
+    counts = beside_chance([one for one in judged if one.verdict in VERDICTS])
     notes = [*notes, *(note for note in (bits_note(rows), counts) if note)]
     greyed = frozenset((i, "paper") for i, row in enumerate(rows) if row.published and not row.published.judged)
     return Table(

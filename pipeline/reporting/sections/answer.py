@@ -47,7 +47,7 @@ from pipeline.reporting.sections.depth import whole_epochs
 from pipeline.reporting.sections.gradients import DECODER_RATIO, PAPER_ENCODER_SNR, RATIOS, SLOPES
 
 HERE, PAPER = "here", "paper"
-BURDA = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
+BURDA_CELLS = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
 BURDA_SETTINGS = (
     Setting.burda("vae", 1),
     *(Setting.burda(objective, k) for objective in ("vae", "iwae") for k in (5, 50)),
@@ -84,7 +84,7 @@ def cards(report: Report) -> list[Card]:
 def beside_the_paper(report: Report) -> str:
     """How far the NLLs of Burda's tables are from the printed ones, with the verdicts; empty without such a cell."""
     differences, said = [], Counter[str]()
-    for (experiment, dataset), layers, setting in itertools.product(BURDA, (1, 2), BURDA_SETTINGS):
+    for (experiment, dataset), layers, setting in itertools.product(BURDA_CELLS, (1, 2), BURDA_SETTINGS):
         place = Place(experiment, dataset, layers, setting)
         cell, printed = find(report.cells, place), published_at(place, "nll")
         comparison, verdict = compare(cell, "nll", printed), judge(cell, "nll", printed, report.scale)
@@ -208,17 +208,17 @@ def beats(report: Report) -> Card:
 
 
 @dataclass(frozen=True)
-class Gain:
+class SampleGain:
     """What an objective gains from more samples in one cell: ours and the paper's, nats."""
 
     ours: Effect | None
     paper: float | None
 
 
-def gains(report: Report, objective: str, k: int) -> list[Gain]:
+def sample_gains(report: Report, objective: str, k: int) -> list[SampleGain]:
     """From 1 to k samples, by dataset and depth."""
     gained = []
-    for experiment, dataset in BURDA:
+    for experiment, dataset in BURDA_CELLS:
         for layers in (1, 2):
             places = [
                 Place(experiment, dataset, layers, setting)
@@ -226,7 +226,7 @@ def gains(report: Report, objective: str, k: int) -> list[Gain]:
             ]
             terms = tuple(Term(w, place, find(report.cells, place)) for w, place in zip((1, -1), places, strict=True))
             paper = published_contrast(terms, "log_p_hat")
-            gained.append(Gain(contrast(terms, "log_p_hat"), paper.value if paper else None))
+            gained.append(SampleGain(contrast(terms, "log_p_hat"), paper.value if paper else None))
     return gained
 
 
@@ -237,12 +237,14 @@ def samples(report: Report) -> Card:
     """
     help_iwae, hardly_help_vae = of_family(report, SAMPLES_HELP), of_family(report, SAMPLES_HARDLY_HELP)
     claims = help_iwae + hardly_help_vae
-    run = [k for k in COMPARED_KS if any(gain.ours for name in ("iwae", "vae") for gain in gains(report, name, k))]
+    run = [
+        k for k in COMPARED_KS if any(gain.ours for name in ("iwae", "vae") for gain in sample_gains(report, name, k))
+    ]
     k = next(iter(run), COMPARED_KS[0])
     rows: list[tuple[str, tuple[Mark, ...]]] = []
     said: dict[str, list[str]] = {HERE: [], PAPER: []}
     for objective in ("iwae", "vae"):
-        all_gains = gains(report, objective, k)
+        all_gains = sample_gains(report, objective, k)
         known_gains = [gain for gain in all_gains if gain.ours is not None]
         ours = [gain.ours.value for gain in known_gains if gain.ours is not None]
         paper = [gain.paper for gain in known_gains or all_gains if gain.paper is not None]
@@ -295,7 +297,7 @@ def units(report: Report) -> Card:
     )
 
 
-LATENT = {"two-dimensional": "2 units", "burda-table1": "50 units"}
+LATENT_UNITS = {"two-dimensional": "2 units", "burda-table1": "50 units"}
 
 
 def posterior(report: Report) -> Card:
@@ -310,10 +312,10 @@ def posterior(report: Report) -> Card:
     def models(k: int) -> tuple[Setting, Setting]:
         return Setting("vae", 1, 1), Setting("iwae", 1, k)
 
-    run = [k for k in COMPARED_KS if any(value(experiment, models(k)[1], "log_q_sd") for experiment in LATENT)]
+    run = [k for k in COMPARED_KS if any(value(experiment, models(k)[1], "log_q_sd") for experiment in LATENT_UNITS)]
     k = next(iter(run), COMPARED_KS[0])
     rows, widths, shares = [], [], []
-    for experiment, label in LATENT.items():
+    for experiment, label in LATENT_UNITS.items():
         changed = [value(experiment, setting, "digit_changes") for setting in models(k)]
         marks = [
             Mark(100 * one.value, objective=setting.objective)

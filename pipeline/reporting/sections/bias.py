@@ -20,7 +20,7 @@ from pipeline.reporting.evidence.cells import (
     setting_name,
     with_parameter,
 )
-from pipeline.reporting.evidence.statistics import SEED, log_normal_bias
+from pipeline.reporting.evidence.statistics import RESAMPLING_SEED, log_normal_bias
 from pipeline.reporting.forms.drawing import (
     BURDA_EXPERIMENTS,
     GRID,
@@ -54,7 +54,7 @@ FEWEST_GROUPS = 8
 
 SHOWN_SIGMA = 1.5
 """Standard deviation of log w where the two ways of averaging are shown."""
-MOST = 64
+MOST_WEIGHTS = 64
 DRAWS = 2**17
 
 
@@ -62,7 +62,7 @@ def log_mean(results: list[RunResult]) -> Figure:
     """Averaging M logarithms beside averaging K weights: for known weights, and for trained models on MNIST."""
     name, title = "log_mean", "Why average inside the logarithm?"
     runs = shown_runs(results, "burda-table1", "mnist", "bound_gaps")
-    counts = 2 ** np.arange(int(np.log2(MOST)) + 1)
+    counts = 2 ** np.arange(int(np.log2(MOST_WEIGHTS)) + 1)
     records = []
     with open_canvas(name, 9.6 if runs else 5.4, 3.9) as canvas:
         axes = canvas.subplots(1, 2 if runs else 1, squeeze=False)[0]
@@ -111,7 +111,7 @@ def log_mean(results: list[RunResult]) -> Figure:
 
 def _log_weights(samples: int) -> NDArray[np.float64]:
     """log w of log-normal weights with mean 1, [DRAWS, samples]; the same numbers at every call."""
-    rng = np.random.default_rng([SEED, samples])
+    rng = np.random.default_rng([RESAMPLING_SEED, samples])
     return SHOWN_SIGMA * rng.standard_normal((DRAWS // samples, samples)) - SHOWN_SIGMA**2 / 2
 
 

@@ -54,11 +54,11 @@ from pipeline.reporting.forms.section import Section, folded, shown
 from pipeline.reporting.forms.tables import (
     Row,
     Table,
-    active_units,
     beyond_rows,
     build_table,
     dropped_columns,
     images_note,
+    our_units,
     published_units,
 )
 from pipeline.reporting.report import Report
@@ -66,7 +66,7 @@ from pipeline.reporting.sections import active_units as threshold
 from pipeline.reporting.sections import depth
 from pipeline.reporting.sections.ais import ais_tables, gains_table
 
-CHARDATA = "chardata.mat"
+CHARDATA_VARIANT = "chardata.mat"
 """Burda et al.'s file of OMNIGLOT, as `training.data.variant` names it."""
 EVERY_OBJECTIVE_SETTINGS = (
     Setting("ciwae", 1, 5, 0.5),
@@ -80,10 +80,11 @@ def omniglot_note(rows: Iterable[Row]) -> str:
     """Says where the OMNIGLOT runs of a table do not have Burda's own file; ends in a space where it says anything."""
     runs = [run for row in rows if row.cell for run in row.cell.finished if run.spec.dataset == "omniglot"]
     named = (run.training.get("data", {}).get("variant") for run in runs)
-    variants = {variant for variant in named if variant is not None} - {CHARDATA}
+    variants = {variant for variant in named if variant is not None} - {CHARDATA_VARIANT}
     if not variants:
         return ""
-    return f"OMNIGLOT here is {', '.join(sorted(variants))}: not the file {CHARDATA} that the paper's numbers rest on. "
+    used = ", ".join(sorted(variants))
+    return f"OMNIGLOT here is {used}: not the file {CHARDATA_VARIANT} that the paper's numbers rest on. "
 
 
 def burda(cells: Cells, experiment: str, scale: str) -> Table:
@@ -242,7 +243,7 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
             shown[f"{objective}: NLL"] = (
                 f"{number(ours.value if ours else None)} ({number(paper.value if paper else None)})"
             )
-            shown[f"{objective}: active units"] = f"{active_units(cell, layers)} ({published_units(place)})"
+            shown[f"{objective}: active units"] = f"{our_units(cell, layers)} ({published_units(place)})"
             record |= {f"{objective.lower()}_nll": ours.value if ours else None}
             record |= {f"paper_{objective.lower()}_nll": paper.value if paper else None}
         if len(set(values.values())) > 1:
@@ -269,7 +270,7 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
     )
 
 
-OBJECTIVES = {"VAE": "vae", "IWAE": "iwae", "CIWAE(β=0.5)": "ciwae", "MIWAE": "miwae", "PIWAE": "piwae"}
+OBJECTIVE_OF_ROW = {"VAE": "vae", "IWAE": "iwae", "CIWAE(β=0.5)": "ciwae", "MIWAE": "miwae", "PIWAE": "piwae"}
 """Heading of a row in Burda's setting -> objective."""
 DODGE = 0.09
 
@@ -301,9 +302,11 @@ def objectives_figure(cells: Cells) -> Figure:
             whole_numbers(axes[1, column].yaxis)
         axes[0, 0].set_ylabel("NLL minus that of\nVAE, k = 1 (nats)")
         axes[1, 0].set_ylabel("active units\n(all layers)")
-        known = [objective for objective in OBJECTIVES if (data["objective"] == objective).any()]
+        known = [objective for objective in OBJECTIVE_OF_ROW if (data["objective"] == objective).any()]
         canvas.legend(
-            handles=legend_handles([OBJECTIVES[heading] for heading in known]), loc="outside lower center", ncols=7
+            handles=legend_handles([OBJECTIVE_OF_ROW[heading] for heading in known]),
+            loc="outside lower center",
+            ncols=7,
         )
         caption = (
             "Further down is better: compare how far the lines of IWAE and of VAE fall as k grows.\n"
@@ -325,7 +328,7 @@ def _objectives_data(cells: Cells) -> pd.DataFrame:
             base = Place(experiment, dataset, layers, Setting("vae", 1, 1))
             reference = Term(-1, base, cell_in_burda(cells, dataset, layers, "VAE", 1))
             paper_base = published_at(base, "nll")
-            for heading, objective in OBJECTIVES.items():
+            for heading, objective in OBJECTIVE_OF_ROW.items():
                 for k in BURDA_KS:
                     place = Place(experiment, dataset, layers, Setting.burda(objective, k))
                     cell = cell_in_burda(cells, dataset, layers, heading, k)
@@ -353,7 +356,7 @@ def _objectives_data(cells: Cells) -> pd.DataFrame:
 
 
 def _objective_lines(ax: Axes, data: pd.DataFrame, ours: str, error: str | None, paper: str) -> None:
-    for i, (heading, objective) in enumerate(OBJECTIVES.items()):
+    for i, (heading, objective) in enumerate(OBJECTIVE_OF_ROW.items()):
         curve = data[data["objective"] == heading]
         x = np.arange(len(curve)) + DODGE * (i - 2)
         style: dict[str, Any] = {"color": colour_of(objective), "marker": MARKERS[objective], "ms": 5}

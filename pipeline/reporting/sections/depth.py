@@ -44,7 +44,7 @@ from pipeline.reporting.forms.drawing import (
     whole_numbers,
 )
 from pipeline.reporting.forms.numbers import DASH, number
-from pipeline.reporting.forms.tables import Table, active_units, published_units
+from pipeline.reporting.forms.tables import Table, our_units, published_units
 from pipeline.reporting.report import Report
 
 FULL = sum(stage.epochs for stage in burda_schedule(True))
@@ -79,7 +79,7 @@ def under_way_table(runs: Sequence[RunResult]) -> Table | None:
     for run in ordered:
         cell, paper = Cell(Place.of(run), run.spec.protocol_name, (run,)), published_at(Place.of(run), "nll")
         nll = value_of(run.metrics, "nll")
-        units = active_units(cell, run.spec.layers)
+        units = our_units(cell, run.spec.layers)
         rows.append(
             {
                 "run": f"{setting_name(Setting.of(run.spec))}, seed {run.spec.seed}",

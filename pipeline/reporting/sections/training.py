@@ -107,7 +107,7 @@ def _curves(runs: list[RunResult]) -> pd.DataFrame:
 
 
 SWEPT = ("miwae", "piwae", "ciwae")
-CURVES = {"bound": "training bound", "elbo": "ELBO", "iwae": "IWAE bound"}
+CURVE_TITLES = {"bound": "training bound", "elbo": "ELBO", "iwae": "IWAE bound"}
 
 
 def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
@@ -123,7 +123,7 @@ def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigur
         axes = canvas.subplots(len(depths), 3, squeeze=False)
         for row, layers in zip(axes, depths, strict=True):
             runs_of_depth = [run for run in runs if run.spec.layers == layers]
-            for ax, (key, heading) in zip(row, CURVES.items(), strict=True):
+            for ax, (key, heading) in zip(row, CURVE_TITLES.items(), strict=True):
                 for run in runs_of_depth:
                     curve = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
                     ax.plot(curve["epoch"], smoothed(curve[key]), lw=1.1, **curve_style(run, sweep=False))
