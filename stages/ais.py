@@ -25,6 +25,7 @@ from pipeline.evaluation.ais import AisSpec, facts, second_opinion
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.cohorts import load_cohort, load_cohorts
+from pipeline.experiments.known import BURDA_TABLE1
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.files import content_of, write_json
@@ -33,7 +34,7 @@ from pipeline.published import Setting
 from pipeline.records.run_folder import read_weights
 from pipeline.records.sums import read_sealed, sealed
 from pipeline.records.trained import Trained, trained, trained_run
-from pipeline.reporting.evidence.proposals import EXPERIMENT, IWAE, VAE
+from pipeline.reporting.evidence.proposals import IWAE, VAE
 from pipeline.work.console import ProgressMeter
 from pipeline.work.machine import resolve_device
 from pipeline.work.memory import keep_freed_memory
@@ -76,14 +77,14 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     pairs = [
         (cohort, run)
         for cohort in every
-        if (cohort.scale, cohort.experiment) == (scale, EXPERIMENT)
+        if (cohort.scale, cohort.experiment) == (scale, BURDA_TABLE1)
         for run in cohort.runs
         if Setting.of(run) in (VAE, IWAE)
     ]
     if not pairs:
-        scales = sorted({cohort.scale for cohort in every if cohort.experiment == EXPERIMENT})
+        scales = sorted({cohort.scale for cohort in every if cohort.experiment == BURDA_TABLE1})
         raise UserError(
-            f"{scale}: no scale with {EXPERIMENT}; choose one of {', '.join(scales)}, or name cohort and run"
+            f"{scale}: no scale with {BURDA_TABLE1}; choose one of {', '.join(scales)}, or name cohort and run"
         )
     return pairs
 

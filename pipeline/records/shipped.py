@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.evaluation.spacing import evenly_spaced
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE2, BURDA_TABLE3, RAINFORTH_TABLE1
 from pipeline.files import atomic_path, content_of, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.paths import Paths
@@ -36,7 +37,7 @@ ENTRY = ("file", "digest", "sha256")
 MEGABYTES = {"paper": 40.0}
 OTHER_MEGABYTES = 6.0
 """Room for the weights of a scale that is not the papers'."""
-EXPERIMENTS = ("burda-table1", "rainforth-table1", "burda-table3", "burda-table2")
+EXPERIMENTS = (BURDA_TABLE1, RAINFORTH_TABLE1, BURDA_TABLE3, BURDA_TABLE2)
 """Which tables come first where not every row has room; others follow."""
 OBJECTIVE_ORDER = ("iwae", "piwae", "miwae", "ciwae", "vae")
 ROUNDING = 0.01
@@ -61,7 +62,7 @@ def _index(folder: Path) -> dict[str, dict[str, str]]:
 def _row(result: RunResult) -> tuple[object, ...]:
     """The table row and protocol of a run: in Burda's tables depth and k, in Rainforth's the objective."""
     spec = result.spec
-    within = (spec.objective,) if result.experiment == "rainforth-table1" else (spec.layers, spec.T)
+    within = (spec.objective,) if result.experiment == RAINFORTH_TABLE1 else (spec.layers, spec.T)
     return result.experiment, spec.protocol_name, *within
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pipeline.experiments.known import BURDA_TABLE1
 from pipeline.reporting.evidence.cells import gather
 from pipeline.reporting.evidence.waypoints import ways
 from pipeline.reporting.forms.drawing import Figure
@@ -25,7 +26,7 @@ def in_short(report: Report, progress: str, caveat: str, command: str, figures: 
     lines += ["This page is the short form of `index.html` beside it, which a browser opens from a clone.", ""]
     for card in cards(report):
         lines.append(f"- **{card.question}** *{card.answer}.* {card.sentence} ({card.chip})")
-    table = side_by_side(report.cells, "burda-table1", gather(report.under_way))
+    table = side_by_side(report.cells, BURDA_TABLE1, gather(report.under_way))
     distances = waypoints.distance_table(ways(report.results))
     for shown in (table, *([distances] if distances else [])):
         lines += ["", to_markdown(shown).strip().replace("### ", "## ", 1), ""]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 
 from pipeline.evaluation.gaussian_toy import GROUPS
-from pipeline.evaluation.gaussian_toy import SWEEP_TITLES as MEASURED_SWEEPS
+from pipeline.evaluation.gaussian_toy import SWEEPS as MEASURED_SWEEPS
 from pipeline.evaluation.snr import BLOCKS
 from pipeline.files import write_json
 from pipeline.published import Setting

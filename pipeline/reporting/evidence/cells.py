@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.data.catalogue import DATASETS
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.published import BURDA_TABLES, Place, Setting
 from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
@@ -40,7 +41,7 @@ one unit that the bits switch on or off has half a unit."""
 REFUTED = 0.05
 """Level of the test by which a report's own seeds refute the assumed spread."""
 NOTHING_SHOWN: Mapping[str, Spread] = {}
-PAPERS_TABLES = (*BURDA_TABLES, "rainforth-table1")
+PAPERS_TABLES = (*BURDA_TABLES, RAINFORTH_TABLE1)
 DECIDED_METRICS = ("log_p_hat", "iwae_64", "kl_q_p", "active_units", "test_minus_train")
 """Metrics of claims for which a spread is assumed where a cell has one seed."""
 PAPER_SCALE = "paper"

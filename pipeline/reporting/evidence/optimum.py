@@ -65,7 +65,7 @@ def sweep_points(cells: Cells, objective: str, metric: str) -> list[Point] | Non
     """The cells of a sweep, or None when one was not run or their test images differ."""
     points = []
     for setting in sweep_settings(objective):
-        cell = find(cells, Place("rainforth-table1", "mnist", 1, setting))
+        cell = find(cells, Place.rainforth(setting))
         known = estimate(cell, metric)
         per_image = images(cell, metric) if cell else None
         if known is None or per_image is None:
@@ -115,7 +115,6 @@ def papers_best(objective: str, metric: str) -> int | None:
     known = {
         setting.M: published.value
         for setting in sweep_settings(objective)
-        if (published := published_at(Place("rainforth-table1", "mnist", 1, setting), metric)) is not None
-        and published.judged
+        if (published := published_at(Place.rainforth(setting), metric)) is not None and published.judged
     }
     return max(known, key=known.__getitem__) if len(known) > 2 else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE3, TWO_DIMENSIONAL
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import METRIC_TABLE
 from pipeline.reporting.evidence.cells import (
@@ -47,7 +48,7 @@ from pipeline.reporting.sections.depth import whole_epochs
 from pipeline.reporting.sections.gradients import DECODER_RATIO, PAPER_ENCODER_SNR, RATIOS, SLOPES
 
 HERE, PAPER = "here", "paper"
-BURDA_CELLS = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
+BURDA_CELLS = ((BURDA_TABLE1, "mnist"), (BURDA_TABLE1, "omniglot"), (BURDA_TABLE3, "fixed-mnist"))
 BURDA_SETTINGS = (
     Setting.burda("vae", 1),
     *(Setting.burda(objective, k) for objective in ("vae", "iwae") for k in (5, 50)),
@@ -297,7 +298,7 @@ def units(report: Report) -> Card:
     )
 
 
-LATENT_UNITS = {"two-dimensional": "2 units", "burda-table1": "50 units"}
+LATENT_UNITS = {TWO_DIMENSIONAL: "2 units", BURDA_TABLE1: "50 units"}
 
 
 def posterior(report: Report) -> Card:
@@ -357,7 +358,7 @@ def interior(report: Report) -> Card:
     best: dict[str, list[str]] = {HERE: [], PAPER: []}
     run: set[int] = set()
     for metric in RAINFORTH_METRICS:
-        places = {setting.M: Place("rainforth-table1", "mnist", 1, setting) for setting in sweep}
+        places = {setting.M: Place.rainforth(setting) for setting in sweep}
         ours = {M: one.value for M, place in places.items() if (one := estimate(find(report.cells, place), metric))}
         paper = {M: printed.value for M, place in places.items() if (printed := published_at(place, metric))}
         run |= ours.keys()
@@ -389,7 +390,7 @@ def gradients(report: Report) -> Card:
     """
     ours = []
     for setting in PAPER_ENCODER_SNR:
-        one = estimate(find(report.cells, Place("rainforth-table1", "mnist", 1, setting)), "snr_encoder")
+        one = estimate(find(report.cells, Place.rainforth(setting)), "snr_encoder")
         if one is not None and one.value > 0:
             ours.append(Mark(one.value, objective=setting.objective))
     paper = tuple(Mark(value, objective=setting.objective, hollow=True) for setting, value in PAPER_ENCODER_SNR.items())

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import value_of
 from pipeline.records.results import TOY
@@ -60,7 +61,7 @@ TRAINED = (VAE, Setting("ciwae", 1, 64, 0.5), Setting("miwae", 8, 8), Setting("p
 PAPER_ENCODER_SNR = {
     setting: published.value
     for setting in TRAINED
-    if (published := published_at(Place("rainforth-table1", "mnist", 1, setting), "snr_encoder"))
+    if (published := published_at(Place.rainforth(setting), "snr_encoder"))
 }
 """Read off the authors' plot, so no number to judge by."""
 
@@ -271,7 +272,7 @@ def slopes_table(toy: ToyResult | None) -> list[Table]:
 
 
 def _cell(cells: Cells, setting: Setting) -> tuple[Place, Cell | None]:
-    place = Place("rainforth-table1", "mnist", 1, setting)
+    place = Place.rainforth(setting)
     return place, find(cells, place)
 
 
@@ -313,7 +314,7 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
             frame = _over_seeds(_cell(cells, setting)[1], measure)
             frames.append(
                 frame.assign(
-                    experiment="rainforth-table1",
+                    experiment=RAINFORTH_TABLE1,
                     objective=setting.objective,
                     setting=setting_name(setting),
                     measure=measure,
@@ -416,7 +417,7 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
                     ends = rows.iloc[[0, -1]].assign(when=["initial", "final"])
                     frames.append(
                         ends.assign(
-                            experiment="rainforth-table1", family=objective, M=setting.M, K=setting.K, measure=measure
+                            experiment=RAINFORTH_TABLE1, family=objective, M=setting.M, K=setting.K, measure=measure
                         )
                     )
     if not frames:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pipeline.experiments.known import MK_PLANE
 from pipeline.published import READ_OFF, UNVERIFIED, Place, Published, Setting, published_at
 from pipeline.records.metrics import METRIC_TABLE
 from pipeline.reporting.evidence.cells import DIVERGED, NOT_RUN, SPLIT_OBJECTIVES, Cells, estimate, find, objective_name
@@ -16,7 +17,7 @@ from pipeline.reporting.forms.drawing import INK, Figure, MissingFigure, finish,
 from pipeline.reporting.forms.numbers import DASH, number
 from pipeline.reporting.forms.tables import Table, count, images_note, our_units
 
-EXPERIMENT, DATASET, LAYERS = "mk-plane", "mnist", 1
+DATASET, LAYERS = "mnist", 1
 LARGEST = 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 TITLE = "What about every other (M, K)?"
@@ -35,7 +36,7 @@ def setting_at(objective: str, M: int, K: int) -> Setting:
 
 def published_in_plane(setting: Setting, metric: str) -> Published | None:
     """Rainforth's value, on the diagonal M * K = 64."""
-    return published_at(Place("rainforth-table1", DATASET, LAYERS, setting), metric)
+    return published_at(Place.rainforth(setting), metric)
 
 
 def plane_data(cells: Cells) -> pd.DataFrame:
@@ -45,11 +46,11 @@ def plane_data(cells: Cells) -> pd.DataFrame:
         for objective in SPLIT_OBJECTIVES:
             for M, K in ((M, K) for M in COUNTS for K in COUNTS if M * K <= LARGEST):
                 setting = setting_at(objective, M, K)
-                cell = find(cells, Place(EXPERIMENT, DATASET, LAYERS, setting))
+                cell = find(cells, Place(MK_PLANE, DATASET, LAYERS, setting))
                 ours, paper = estimate(cell, metric), published_in_plane(setting, metric)
                 rows.append(
                     {
-                        "experiment": EXPERIMENT,
+                        "experiment": MK_PLANE,
                         "metric": metric,
                         "objective": objective,
                         "M": M,
@@ -132,7 +133,7 @@ def _label(record: dict[Any, Any], metric: str) -> str:
 def table(cells: Cells) -> Table | None:
     """Every run of the plane with the papers' three metrics and its active units; None before any was run."""
     places = sorted(
-        (place for place in cells if place.experiment == EXPERIMENT),
+        (place for place in cells if place.experiment == MK_PLANE),
         key=lambda p: (p.dataset, p.layers, p.setting.T, p.setting.M, p.setting.objective),
     )
     if not places:
@@ -161,7 +162,7 @@ def table(cells: Cells) -> Table | None:
     caption = (
         "The numbers of the picture.\nMNIST, 1 layer, nats. MIWAE is IWAE at M = 1 and VAE at K = 1, PIWAE is IWAE at "
         "M = 1: one run serves all. "
-        f"{images_note(cells, EXPERIMENT)}"
+        f"{images_note(cells, MK_PLANE)}"
     )
     return Table(
         "mk_plane", f"{TITLE} The numbers", caption.strip(), pd.DataFrame(data), pd.DataFrame(rows), tuple(groups)

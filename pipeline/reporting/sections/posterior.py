@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from pipeline.data.catalogue import SIDE
-from pipeline.published import Setting
+from pipeline.experiments.known import BURDA_FROM_SCRATCH, BURDA_TABLE1, TWO_DIMENSIONAL
+from pipeline.published import Setting, burda_experiment
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
     DATASET_NAMES,
@@ -42,7 +43,6 @@ from pipeline.reporting.forms.drawing import (
 from pipeline.reporting.forms.section import Section, folded, shown
 from pipeline.reporting.report import Report
 
-TWO_DIMENSIONAL = "two-dimensional"
 SHOWN = (Setting("vae", 1, 1), Setting("iwae", 1, 5), Setting("iwae", 1, 50))
 """The models that the figures compare."""
 POINT_COLOUR = "#8a8f96"
@@ -377,7 +377,7 @@ def _hexadecimal(images: NDArray[np.uint8]) -> list[str]:
 def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Test images and what each model makes of them: decoded from the mean of q."""
     name, title = f"reconstructions_{dataset}", f"What does each model make of an image? {dataset_name(dataset)}"
-    table = "burda-table3" if dataset == "fixed-mnist" else "burda-table1"
+    table = burda_experiment(dataset)
     runs = [
         run
         for experiment, layers in ((TWO_DIMENSIONAL, 1), (table, 1), (table, 2))
@@ -421,7 +421,7 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
 def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
     """Decoded samples of q per digit, those framed in which a classifier sees another digit."""
     name, title = "digit_changes", "Which samples of q change the digit?"
-    groups = [shown_runs(results, e, "mnist", "pictures/digits") for e in ("burda-table1", TWO_DIMENSIONAL)]
+    groups = [shown_runs(results, e, "mnist", "pictures/digits") for e in (BURDA_TABLE1, TWO_DIMENSIONAL)]
     groups = [runs for runs in groups if runs]
     if not groups:
         needs = "finished runs of burda-table1 or two-dimensional on MNIST, evaluated where digit labels are at hand"
@@ -487,7 +487,7 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         for label, experiment, dataset, layers in (
             ("MNIST, 2 latent units", TWO_DIMENSIONAL, "mnist", 1),
             *(
-                (f"{dataset_name(dataset)}, {layers_name(layers)}", "burda-table1", dataset, layers)
+                (f"{dataset_name(dataset)}, {layers_name(layers)}", BURDA_TABLE1, dataset, layers)
                 for dataset in DATASET_NAMES
                 for layers in (1, 2)
             ),
@@ -558,7 +558,7 @@ MONTAGE = 4
 def sample_pictures(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Images sampled from the prior of Burda's models, 25 a model."""
     name, title = f"samples_{dataset}", f"What do the models dream? {dataset_name(dataset)}"
-    runs = first_seeds(results, ("burda-table1", "burda-table3"), dataset, "samples")
+    runs = first_seeds(results, BURDA_FROM_SCRATCH, dataset, "samples")
     if not runs:
         return MissingFigure(name, title, f"finished runs of Burda's tables on {dataset_name(dataset)}")
     columns = sorted({run_order(run)[1:4] for run in runs})

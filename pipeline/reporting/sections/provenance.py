@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.schedule import burda_schedule
@@ -306,7 +307,7 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
     seeds = [
         len({run.spec.seed for run in runs})
         for runs in by_cohort(results).values()
-        if runs[0].experiment == "rainforth-table1"
+        if runs[0].experiment == RAINFORTH_TABLE1
     ]
     if seeds and min(seeds) < RAINFORTH_RUNS:
         sentences.append(f"Rainforth et al. average {RAINFORTH_RUNS} runs; here {_spread(seeds)} of each setting.")
