@@ -95,6 +95,10 @@ def _end(number: int, frame: object) -> None:
 
 
 def main(words: list[str] | None = None) -> None:
+    """Hold the contests that `words` (None: the command line) ask for, and print their tables.
+
+    Raises: UserError when a GPU is asked for and there is none.
+    """
     arguments = _arguments(words)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # An older revision's worktree and the contestants' processes go when this one does.

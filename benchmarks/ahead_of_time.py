@@ -104,6 +104,7 @@ def parsed(said: str, shared: int) -> Usage:
 
 
 def main(words: list[str] | None = None) -> None:
+    """Print, for each precision and network, what Triton's kernel needs of a GPU that need not be there."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ahead_of_time", description=__doc__)
     parser.add_argument(
         "--capability", type=int, choices=list(SHARED_BYTES), default=90, help="of the GPU (default: 90, an H100)"

@@ -102,6 +102,10 @@ def run(
     precision: str,
     sizes: tuple[int, ...] = STACK_SIZES,
 ) -> Results:
+    """Hold the contests of training on a GPU: each case as stacks of `sizes` runs, and the GPU's own product rate.
+
+    `rounds`: how often each contestant has its turn, of `seconds` each. `precision`: of the stacks' products.
+    """
     images = training_images().to(device)
 
     def measured(works: dict[str, Work]) -> dict[str, Timing]:

@@ -55,6 +55,7 @@ def log_p_hat(
 
 
 def main() -> None:
+    """Train the same runs in float32 and in a coarser precision; print NLLs and their difference, paired by image."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.precision", description=__doc__)
     parser.add_argument("--precision", choices=("bfloat16", "tf32"), default="bfloat16")
     parser.add_argument("--cases", nargs="+", choices=[case.name for case in TRAINING], default=["k1-1L", "k50-1L"])

@@ -70,6 +70,7 @@ def timed(made: tuple[CohortSpec, ...], evaluation: EvaluationSpec, workers: int
 
 
 def main() -> None:
+    """Print how long one worker and two take for the same tasks, and what each task costs beyond its work, seconds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tasks", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3000)

@@ -179,6 +179,7 @@ def active_units(model: Model, x: Tensor) -> list[int]:
 
 
 def main() -> None:
+    """Train one network as the command line asks, and print its NLL (nats) and active units beside the pipeline's."""
     options = read_options("python -m examples.one_run", __doc__.partition("\n")[0])
     objective, M, images = OBJECTIVES[options.objective], options.M, options.images
     torch.manual_seed(0)

@@ -25,6 +25,7 @@ from pipeline.evaluation.ais import AisSpec, facts, second_opinion
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.spacing import evenly_spaced
 from pipeline.experiments.cohorts import load_cohort, load_cohorts
+from pipeline.experiments.known import BURDA_TABLE1
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.spec import CohortSpec, RunSpec
 from pipeline.files import content_of, write_json
@@ -33,7 +34,7 @@ from pipeline.published import Setting
 from pipeline.records.run_folder import read_weights
 from pipeline.records.sums import read_sealed, sealed
 from pipeline.records.trained import Trained, trained, trained_run
-from pipeline.reporting.evidence.proposals import EXPERIMENT, IWAE, VAE
+from pipeline.reporting.evidence.proposals import IWAE, VAE
 from pipeline.work.console import ProgressMeter
 from pipeline.work.machine import resolve_device
 from pipeline.work.memory import keep_freed_memory
@@ -44,6 +45,10 @@ REMEDY = "delete it, and run the same command again"
 
 
 def positive(text: str) -> int:
+    """An option's value as a whole number.
+
+    Raises: argparse.ArgumentTypeError below 2, where no standard error can be told.
+    """
     value = int(text)
     if value < 2:
         raise argparse.ArgumentTypeError(f"{value} is too few; at least 2")
@@ -51,6 +56,7 @@ def positive(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
+    """Which runs the command line asks for, and with how many images, temperatures and chains."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.ais", description=__doc__, formatter_class=shape)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50; or a scale, e.g. paper")
@@ -71,19 +77,20 @@ def pairs_of(scale: str, paths: Paths) -> list[tuple[CohortSpec, RunSpec]]:
     pairs = [
         (cohort, run)
         for cohort in every
-        if (cohort.scale, cohort.experiment) == (scale, EXPERIMENT)
+        if (cohort.scale, cohort.experiment) == (scale, BURDA_TABLE1)
         for run in cohort.runs
         if Setting.of(run) in (VAE, IWAE)
     ]
     if not pairs:
-        scales = sorted({cohort.scale for cohort in every if cohort.experiment == EXPERIMENT})
+        scales = sorted({cohort.scale for cohort in every if cohort.experiment == BURDA_TABLE1})
         raise UserError(
-            f"{scale}: no scale with {EXPERIMENT}; choose one of {', '.join(scales)}, or name cohort and run"
+            f"{scale}: no scale with {BURDA_TABLE1}; choose one of {', '.join(scales)}, or name cohort and run"
         )
     return pairs
 
 
 def target_of(cohort: CohortSpec, run: RunSpec, paths: Paths) -> Path:
+    """Where the opinion on a run is kept: `reports/<scale>/results/<cohort>/ais-<run>.json`."""
     return paths.cohort_results(cohort.key) / f"ais-{run.name}.json"
 
 
@@ -97,6 +104,7 @@ def is_done(target: Path, digest: str, asked: dict[str, int]) -> bool:
 
 
 def main(paths: Paths) -> None:
+    """Estimate log p(x) by annealed importance sampling for one run, or for the pairs of a scale that lack it."""
     asked = parse()
     params = load_params(paths.params)
     device = resolve_device(params.device)

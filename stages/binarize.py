@@ -12,6 +12,7 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Binarize the dataset that the command line names, and print its counts and digest."""
     parser = argparse.ArgumentParser(prog="python -m stages.binarize", description=__doc__)
     parser.add_argument("dataset")
     name = dataset_info(parser.parse_args().dataset).name

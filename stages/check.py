@@ -15,6 +15,10 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Write `cohorts/agreed.txt`, on which the stages after it depend.
+
+    Raises: UserError when params.yaml and cohorts/ do not agree.
+    """
     check_estimators(paths.cohorts, paths.params)
     text = f"{paths.params} and {paths.cohorts}/ agree"
     write_text(paths.cohorts / "agreed.txt", f"{text}\n")

@@ -79,6 +79,7 @@ def written(path: Path, part: str) -> bool:
 
 
 def main(paths: Paths) -> None:
+    """Bring the generated parts of the README and of the map in step with the results and the modules."""
     argparse.ArgumentParser(prog="python -m stages.docs", description=__doc__).parse_args()
     for name, part in ((README, status(paths)), (MAP, module_lines(paths.root))):
         print(f"{name}: {'brought in step' if written(paths.root / name, part) else 'in step'}")

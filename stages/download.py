@@ -12,6 +12,7 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Fetch and verify the raw files of the dataset that the command line names; say where they came from."""
     parser = argparse.ArgumentParser(prog="python -m stages.download", description=__doc__)
     parser.add_argument("dataset")
     name = dataset_info(parser.parse_args().dataset).name

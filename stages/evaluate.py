@@ -27,6 +27,10 @@ from stages import forced, run_stage
 
 
 def main(paths: Paths) -> None:
+    """Evaluate what of a cohort is not evaluated yet; write its results, and say which runs diverged.
+
+    Raises: UserError when runs are not trained, or when the cohort changed meanwhile.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
     cohort = load_cohort(paths.cohorts, parser.parse_args().cohort)

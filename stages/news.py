@@ -13,6 +13,10 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Print which committed NLLs were reproduced, Table 1 beside the paper's, and where the report is.
+
+    Raises: UserError when the scale has no results.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.news", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
     scale = parser.parse_args().scale

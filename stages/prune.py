@@ -20,6 +20,7 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Remove what no cohort needs, unless somebody uses it now, and print what it was with its size."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.prune", description=__doc__, formatter_class=formatter)
     parser.add_argument("--dry-run", action="store_true", help="say what would be removed, and remove nothing")

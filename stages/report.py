@@ -18,6 +18,7 @@ from stages import known_scale, run_stage
 
 
 def main(paths: Paths) -> None:
+    """Build the page of the scale that the command line names from its results, those outside of the grid left out."""
     parser = argparse.ArgumentParser(prog="python -m stages.report", description="Write the report of a scale.")
     parser.add_argument("scale", help="a scale of params.yaml, e.g. quick")
     scale = known_scale(parser.parse_args().scale, paths)

@@ -35,6 +35,10 @@ HEADINGS = ("estimator", "encoder", "encoder, fresh", "decoder", "decoder, fresh
 
 
 def enough(text: str) -> int:
+    """An option's value as a whole number.
+
+    Raises: argparse.ArgumentTypeError below `SMALLEST`, where a ratio would be noise.
+    """
     value = int(text)
     if value < SMALLEST:
         raise argparse.ArgumentTypeError(f"{value} is too few; at least {SMALLEST}")
@@ -42,6 +46,7 @@ def enough(text: str) -> int:
 
 
 def parse() -> argparse.Namespace:
+    """Which run the command line asks for, and from how many gradients ratios are taken."""
     shape = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="python -m stages.snr", description=__doc__, formatter_class=shape)
     parser.add_argument("cohort", help="e.g. paper/burda-table1-mnist-1L-T1")
@@ -60,6 +65,7 @@ def row(setting: Setting, measured: dict[str, float]) -> list[str]:
 
 
 def main(paths: Paths) -> None:
+    """Measure every estimator's gradient at the weights of one run, on one batch and on fresh ones; print the table."""
     asked = parse()
     device = resolve_device(load_params(paths.params).device)
     keep_freed_memory()

@@ -20,6 +20,10 @@ from stages import run_stage
 
 
 def main(paths: Paths) -> None:
+    """Measure the Gaussian model as a scale asks, and print the slopes of the ratios against K beside the closed forms.
+
+    Raises: UserError when the scale asks for none.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.toy", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
     scale = parser.parse_args().scale

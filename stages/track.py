@@ -39,6 +39,10 @@ def marker(results: list[RunResult]) -> dict[str, dict[str, str]]:
 
 
 def main(paths: Paths) -> None:
+    """Bring MLflow's runs of a scale in step with its results, and print how many are new, kept and removed.
+
+    Raises: UserError when the scale has no results.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.track", description=__doc__)
     parser.add_argument("scale", help="e.g. quick")
     scale = known_scale(parser.parse_args().scale, paths)

@@ -88,6 +88,10 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine, paths: Paths) -
 
 
 def main(paths: Paths) -> None:
+    """Train what of a cohort is not trained yet, under its lock, and copy its finished runs into `runs/`.
+
+    Raises: UserError when that would take too long here, or when the cohort changed meanwhile.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__)
     parser.add_argument("cohort", help="e.g. quick/burda-table1-mnist-1L-T50")
     cohort = load_cohort(paths.cohorts, parser.parse_args().cohort)

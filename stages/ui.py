@@ -85,6 +85,10 @@ def _interrupt(*_: object) -> None:
 
 
 def main(paths: Paths) -> None:
+    """Serve MLflow's pages until Ctrl-C, or until the terminal closes.
+
+    Raises: UserError when there is nothing to show.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.ui", description=__doc__)
     parser.add_argument("--port", type=int, default=5000)
     wanted = parser.parse_args().port

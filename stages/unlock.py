@@ -20,6 +20,7 @@ GUARD = Path(".dvc/tmp/rwlock.lock")
 
 
 def main(paths: Paths) -> None:
+    """Remove the record where it cannot be read and no `dvc` runs."""
     record = paths.root / RECORD
     if not record.exists():
         return

@@ -31,6 +31,10 @@ def dataset_of(name: str, paths: Paths) -> Dataset:
 
 
 def main(paths: Paths) -> None:
+    """Recompute a cell's NLL from its shipped weights and print it beside the committed one, with the difference.
+
+    Raises: UserError when no such weights are shipped, or when the two NLLs differ.
+    """
     parser = argparse.ArgumentParser(prog="python -m stages.verify", description=__doc__)
     parser.add_argument("cell", nargs="?", default="", help="e.g. paper/burda-table1-mnist-1L-T50/iwae-M1-K50-s0")
     parser.add_argument("--images", type=int, default=100, help="so many test images, evenly spaced (100)")

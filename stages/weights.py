@@ -17,6 +17,7 @@ from stages import known_scale, run_stage
 
 
 def main(paths: Paths) -> None:
+    """Ship the weights of a scale's selected runs, and print what was shipped and what had no room."""
     parser = argparse.ArgumentParser(prog="python -m stages.weights", description=__doc__)
     parser.add_argument("scale", help="e.g. paper")
     parser.add_argument("--list", action="store_true", help="name a cell of each table row for which there is no room")

@@ -21,7 +21,7 @@ VERSION = 2
 """To be raised when training it changes: readers that are in a store are of another version then."""
 DIGITS, HIDDEN = 10, 160
 EPOCHS, BATCH, LEARNING_RATE = 3, 250, 6e-3
-SEED = 123
+READER_SEED = 123
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def train_reader(
     Draws: the stream "reader <weights>" has the initial weights at index 0, "reader order" an epoch's order at the
     epoch's number, "reader bits" an update's binarization [images, 784] at the update's number.
     """
-    orders, bits_of = Stream(SEED, "reader order", device), Stream(SEED, "reader bits", device)
+    orders, bits_of = Stream(READER_SEED, "reader order", device), Stream(READER_SEED, "reader bits", device)
     images, labels = torch.from_numpy(train_images).to(device), torch.from_numpy(train_labels).to(device).long()
     shapes = {"hidden": (PIXELS, HIDDEN), "hidden_bias": (HIDDEN,), "out": (HIDDEN, DIGITS), "out_bias": (DIGITS,)}
     weights = {
-        name: (Stream(SEED, f"reader {name}", device).normal(0, shape) * (2 / shape[0]) ** 0.5)
+        name: (Stream(READER_SEED, f"reader {name}", device).normal(0, shape) * (2 / shape[0]) ** 0.5)
         if len(shape) == 2
         else torch.zeros(shape, device=device)
         for name, shape in shapes.items()

@@ -20,7 +20,7 @@ from pipeline.models.networks import Parameters
 
 DECODED_SAMPLES = 20
 """Samples of q(h1 | x) that are decoded per image."""
-IMAGES_PER_PASS = 50
+IMAGES_PER_GRID = 50
 SEARCH_RADIUS, SEARCH_POINTS = 7.0, 141
 """A first grid, over all of the prior's reach, finds where the posterior lies (2 * 7 / 140: every tenth)."""
 GRID_POINTS = 61
@@ -77,7 +77,7 @@ def measure_spread(
     """Spread over `images`; `active`: units of layer 1 to average over, [units] in {0, 1} (all where none)."""
     chosen = active > 0 if active.any() else torch.ones_like(active, dtype=torch.bool)
     unit_log_sd, decoded_sd, digits = [], [], []
-    for some in images.split(IMAGES_PER_PASS):
+    for some in images.split(IMAGES_PER_GRID):
         between_passes()
         unit_log_sd.append(encode(p, some.bits.unsqueeze(0)).log_std[0])
         decoded = decoded_samples(p, some, DECODED_SAMPLES, seed, "spread")

@@ -30,7 +30,7 @@ from pipeline.paths import HERE
 
 LONGEST_NAME = 200
 """Letters of a run's or cohort's name, which is a folder's: file systems take 255, and temporary names are longer."""
-WRITE_AGAIN = "run `python -m pipeline.experiments`, then dvc repro again"
+EXPAND_AGAIN = "run `python -m pipeline.experiments`, then dvc repro again"
 NAMED = 3
 """Number of cohorts that a message names."""
 LATENT = {1: (50,), 2: (100, 50)}
@@ -342,11 +342,11 @@ def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> N
     """Raises: UserError when `folder` was not written from these parameters. `source`: their file, for messages."""
     index = load_index(folder) if (folder / INDEX).exists() else {}
     if index.get("params_digest") != params.digest() or index.get("index_digest") != _index_digest(index):
-        raise UserError(f"{folder}/ is out of step with {source}: {WRITE_AGAIN}")
+        raise UserError(f"{folder}/ is out of step with {source}: {EXPAND_AGAIN}")
     cohorts = load_cohorts(folder)
     for key in cohorts.keys() | index["cohort_digests"].keys():
         if key not in cohorts or cohorts[key].digest() != index["cohort_digests"].get(key):
-            raise UserError(f"{folder / key}.json is not what {source} gives: {WRITE_AGAIN}")
+            raise UserError(f"{folder / key}.json is not what {source} gives: {EXPAND_AGAIN}")
 
 
 def check_estimators(folder: Path, source: Path = HERE.params) -> None:
@@ -367,11 +367,15 @@ def check_estimators(folder: Path, source: Path = HERE.params) -> None:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise UserError(
             f"pipeline/objectives.py: the estimators of {', '.join(others[:NAMED])}{more} compute something else than"
-            f" when {folder}/ was written from {source}: {WRITE_AGAIN}; these are then trained anew"
+            f" when {folder}/ was written from {source}: {EXPAND_AGAIN}; these are then trained anew"
         )
 
 
 def main() -> None:
+    """Write the cohorts of a parameter file, and print how many there are and how many files changed.
+
+    Raises: UserError when the parameters are wrong or ask for a GPU that is not there.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m pipeline.experiments", description="Write cohorts/ from params.yaml."
     )

@@ -15,7 +15,7 @@ from ruamel.yaml.tag import Tag
 
 from pipeline.errors import UserError
 
-MOST_BYTES = 1_000_000
+MOST_YAML_BYTES = 1_000_000
 MOST_NODES = 100_000
 """Number of values a file may stand for, each alias counted as what it stands for."""
 MOST_DEPTH = 30
@@ -36,8 +36,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: missing; run from the project's folder") from error
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(raw) > MOST_BYTES:
-        raise UserError(f"{path}: holds {len(raw):,} bytes; at most {MOST_BYTES:,} are read")
+    if len(raw) > MOST_YAML_BYTES:
+        raise UserError(f"{path}: holds {len(raw):,} bytes; at most {MOST_YAML_BYTES:,} are read")
     try:
         text = raw.decode("utf-8")
         if any(line.startswith("%") for line in text.splitlines()):

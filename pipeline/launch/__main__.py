@@ -128,6 +128,10 @@ def _speeds(path: Path) -> dict[str, float]:
 
 
 def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for: show the plan, time, train, evaluate, pack or bring in results.
+
+    `words`: the options in place of the command line's. Returns the exit status: 0 when all that was chosen is done.
+    """
     start, paths = time.monotonic(), Paths()
     arguments = _arguments(words, paths)
     # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.

@@ -51,7 +51,7 @@ from pipeline.records.run_folder import (
     verify_waypoint,
     waypoint_name,
 )
-from pipeline.records.store import Marks, cohort_lock, depths, lock_seconds, stored_jobs
+from pipeline.records.store import BUSY_SECONDS, Marks, cohort_lock, depths, lock_seconds, stored_jobs
 from pipeline.work.locks import locked
 
 MANIFEST, PACE, UNPACKING = "manifest.json", "pace", ".unpacking"
@@ -60,7 +60,6 @@ MEMBER = re.compile(r"([0-9a-f]{16}|pace)(/\w[\w.-]{0,199}){1,2}", re.ASCII)
 MOST_MANIFEST, MOST_HEADER = 1 << 26, 1 << 12
 """Bytes. The manifest of a thousand runs has some millions; a header that holds a long name, some hundreds."""
 LONG_NAME = re.compile(rb"[0-9]+ path=[^\n]*\n")
-BUSY_SECONDS = 2.0
 TRIES, TRY_SECONDS = 100, 0.05
 
 

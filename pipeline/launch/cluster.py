@@ -42,7 +42,7 @@ from pipeline.launch.cluster_task import (
     STOPPED,
     Home,
     Order,
-    Report,
+    TaskReport,
     measure_task,
     project_version,
     readers_in,
@@ -78,7 +78,7 @@ WAITING_TASKS = 4
 RUN_BYTES = 2**30
 """More than the process of a single run takes on a core, torch included."""
 STOP_SECONDS = 60.0
-POLL_SECONDS = 0.5
+CLUSTER_POLL_SECONDS = 0.5
 LOOK_SECONDS = 5.0
 
 
@@ -338,7 +338,7 @@ class Driver:
 
     def unblocked(self) -> bool:
         """Place once more: a last archive of a lost worker may have been on its way into the store a moment ago."""
-        time.sleep(POLL_SECONDS)
+        time.sleep(CLUSTER_POLL_SECONDS)
         self.place()
         return bool(self.tasks)
 
@@ -346,7 +346,7 @@ class Driver:
         """Where each running unit stands, and the whole."""
         waiting = [item for item in self.open() if item.need in (*RUNNABLE, WAITS)]
         done = sum(depth == len(self.depths) - 1 for depth, _ in self.reached)
-        reports: dict[str, Report] = self.ray.get(self.home.reports.remote())
+        reports: dict[str, TaskReport] = self.ray.get(self.home.reports.remote())
         units, devices = len(self.project.chosen), devices_of(self.nodes, self.on_gpu)
         return lines(self.tasks, reports, waiting, done, units, devices, self.on_gpu)
 
@@ -363,7 +363,7 @@ class Driver:
             told = looked = time.monotonic()
             while (self.tasks or self.unblocked()) and not interruption.stop_requested():
                 by_reference = {task.reference: name for name, task in self.tasks.items()}
-                ready, _ = self.ray.wait(list(by_reference), timeout=POLL_SECONDS)
+                ready, _ = self.ray.wait(list(by_reference), timeout=CLUSTER_POLL_SECONDS)
                 for reference in ready:
                     self.end(by_reference[reference])
                 now = time.monotonic()
@@ -384,7 +384,7 @@ class Driver:
         self.record_news()
         while self.tasks and time.monotonic() < until:
             by_reference = {task.reference: name for name, task in self.tasks.items()}
-            for reference in self.ray.wait(list(by_reference), timeout=POLL_SECONDS)[0]:
+            for reference in self.ray.wait(list(by_reference), timeout=CLUSTER_POLL_SECONDS)[0]:
                 self.end(by_reference[reference])
 
 

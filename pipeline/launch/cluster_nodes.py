@@ -127,6 +127,7 @@ def check_reachable(address: str) -> None:
 
 
 def pinned(node_id: str) -> Any:
+    """Ray's scheduling strategy that has a task run on this node, and on no other when the node is gone."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     return NodeAffinitySchedulingStrategy(node_id, soft=False)

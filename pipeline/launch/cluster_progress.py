@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.launch.cluster_nodes import Node, Resources
-from pipeline.launch.cluster_task import Report
+from pipeline.launch.cluster_task import TaskReport
 from pipeline.launch.placement import chain, estimates, simulate, tails, works
 from pipeline.launch.plan import RUNNABLE, WAITS, Standing, unit_name
 from pipeline.work.console import clock, counted
@@ -54,7 +54,7 @@ def devices_of(nodes: Sequence[Node], on_gpu: bool) -> int:
 
 def lines(
     tasks: Mapping[str, Task],
-    reports: Mapping[str, Report],
+    reports: Mapping[str, TaskReport],
     waiting: Sequence[Standing],
     done: int,
     units: int,
@@ -74,7 +74,7 @@ def lines(
     return [*each, f"total: {counts}, {len(waiting)} to come, {left}"]
 
 
-def line(name: str, task: Task, report: Report | None) -> str:
+def line(name: str, task: Task, report: TaskReport | None) -> str:
     """Where one running unit stands. `report`: the last that its task sent home."""
     if report is None:
         return f"{name}: waits for a node with {task.resources}"
@@ -90,7 +90,7 @@ def line(name: str, task: Task, report: Report | None) -> str:
 
 def time_left(
     tasks: Mapping[str, Task],
-    reports: Mapping[str, Report],
+    reports: Mapping[str, TaskReport],
     waiting: Sequence[Standing],
     devices: int,
     on_gpu: bool,

@@ -43,7 +43,7 @@ from pipeline.work.workers import Stopped
 
 COPIES = (2, 4)
 """Numbers of cohorts at once that are tried on a GPU before any share one."""
-REPORT_SECONDS = 1.0
+TELL_SECONDS = 1.0
 SCRATCH = "elbo-task-"
 DONE_HERE, FAILED, OUT_OF_MEMORY, STOPPED = "done", "failed", "out of memory", "stopped"
 """How a task ends."""
@@ -94,7 +94,7 @@ class Order:
 
 
 @dataclass(frozen=True)
-class Report:
+class TaskReport:
     """What a task tells between its archives."""
 
     node: str
@@ -111,7 +111,7 @@ class Home:
 
     def __init__(self, store: Path) -> None:
         self._store = store
-        self._reports: dict[str, Report] = {}
+        self._reports: dict[str, TaskReport] = {}
 
     def take(self, name: str, archive: bytes, readers: dict[str, bytes]) -> None:
         """Verify an archive of a unit and put what it holds into the store."""
@@ -127,13 +127,13 @@ class Home:
                 with atomic_path(self._store / reader) as temporary:
                     temporary.write_bytes(content)
 
-    def note(self, name: str, report: Report) -> None:
+    def note(self, name: str, report: TaskReport) -> None:
         self._reports[name] = report
 
     def forget(self, name: str) -> None:
         self._reports.pop(name, None)
 
-    def reports(self) -> dict[str, Report]:
+    def reports(self) -> dict[str, TaskReport]:
         return self._reports
 
 
@@ -158,17 +158,17 @@ class Courier:
         """Take note of what came with the task, which home has."""
         for digest in self._jobs():
             self._sent |= _looks(self.project.store / digest)
-        self._tell(Report(socket.gethostname(), 0, None))
+        self._tell(TaskReport(socket.gethostname(), 0, None))
 
     def report(self, steps: int, rate: float | None, doing: str = "") -> None:
         """Tell home where the work stands, and send it new files, once a second at most unless `doing` something."""
         now = time.monotonic()
-        if doing or now - self._told > REPORT_SECONDS:
+        if doing or now - self._told > TELL_SECONDS:
             self._told = now
-            self._tell(Report(socket.gethostname(), steps, rate, doing))
+            self._tell(TaskReport(socket.gethostname(), steps, rate, doing))
             self.send()
 
-    def _tell(self, report: Report) -> None:
+    def _tell(self, report: TaskReport) -> None:
         self.home.note.remote(self.order.name, report)
 
     def _jobs(self) -> dict[str, dict[str, Any]]:
@@ -351,6 +351,7 @@ def measure_task(order: Order, data: bytes) -> Speeds:
 
 
 def other_version(node: str, version: str, expected: str) -> str:
+    """The message for a node that would compute with other code than the driver, and how to put that right."""
     return (
         f"{node}: has another version of this project ({version}) than the driver ({expected});"
         " bring the same there: git archive HEAD pipeline, and the same torch"

@@ -38,7 +38,7 @@ from pipeline.records.facts import Origin
 from pipeline.records.provenance import LAUNCHER, origin
 from pipeline.records.results import METRICS
 from pipeline.records.run_folder import Job
-from pipeline.records.store import Busy, Marks, cohort_lock, depths, stored_jobs
+from pipeline.records.store import BUSY_SECONDS, Busy, Marks, cohort_lock, depths, stored_jobs
 from pipeline.training.cohort import relative_cost
 from pipeline.training.train import Progress
 from pipeline.work import interruption
@@ -55,8 +55,6 @@ PACE_SECONDS = 2.0
 """Speeds measured over less than this are not remembered."""
 RESULTS_SECONDS = 120.0
 """How long to wait for another process that writes the same cohort's results."""
-BUSY_SECONDS = 2.0
-"""How long to wait for a cohort that another process works on, before going on with the next one."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +148,7 @@ def cut(project: Project, epochs: int) -> Project:
     return replace(project, chosen=chosen)
 
 
-def time_left(item: Standing) -> str:
+def time_left_in_words(item: Standing) -> str:
     """`1:05:03 left`, or which part of it was not timed on this machine yet."""
     known = clock((item.training_left or 0) + (item.evaluation_left or 0))
     if item.training_left is None:
@@ -173,7 +171,7 @@ def _scores(item: Standing, paths: Paths) -> list[str]:
     return lines
 
 
-def progress(plan: Sequence[Standing]) -> float:
+def share_made(plan: Sequence[Standing]) -> float:
     """The share of all updates of these cohorts that is made, runs weighing what they cost."""
     whole = sum(relative_cost(run) for item in plan for run in item.cohort.runs)
     made = 0.0
@@ -190,7 +188,7 @@ def describe(plan: Sequence[Standing], machine: Machine, paths: Paths) -> str:
     lines = []
     for item in plan:
         trained = f"{len(item.cohort.runs):2d} runs  {100 * item.share_trained:5.1f} % trained"
-        what = item.need if item.need in AT_END else f"{item.need}: {item.note or time_left(item)}"
+        what = item.need if item.need in AT_END else f"{item.need}: {item.note or time_left_in_words(item)}"
         lines.append(f"{item.cohort.key:<{width}}  {trained}  {what}")
         if item.need in AT_END:
             lines.extend(_scores(item, paths))
@@ -198,7 +196,7 @@ def describe(plan: Sequence[Standing], machine: Machine, paths: Paths) -> str:
     timed = [item.training_left + (item.evaluation_left or 0) for item in open_items if item.training_left is not None]
     begun = sum(item.share_trained > 0 for item in open_items)
     lines.append(f"{len(plan)} cohorts: {len(plan) - len(open_items)} done, {begun} begun, {len(open_items)} to do")
-    lines.append(f"progress: {100 * progress(plan):.2f} % of the updates, each weighing what it costs")
+    lines.append(f"progress: {100 * share_made(plan):.2f} % of the updates, each weighing what it costs")
     runs = sum(len(item.cohort.runs) for item in plan)
     # As the reports and README.md count them.
     finished = sum(len(item.cohort.runs) if item.need in AT_END else item.evaluated for item in plan)
@@ -236,7 +234,7 @@ def work_on(
             return True  # Another process was quicker.
         facts = facts or origin(LAUNCHER, paths)
         if item.need == TRAIN:
-            say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left(item)}")
+            say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left_in_words(item)}")
             shape, pace = training_shape(cohort, jobs), Pace()
             try:
                 train_waiting(cohort, jobs, machine, facts, pace, paths, on_progress)

@@ -214,6 +214,10 @@ def measure_shapes(chosen: Sequence[CohortSpec], machine: Machine, store: Path, 
 
 
 def keep(store: Path, machine: Machine, speeds: Speeds) -> None:
+    """Remember what was measured of a shape on a machine, for forecasts of later calls.
+
+    Kept are updates per second, peak bytes, and how much longer an update takes beside others, by their number.
+    """
     remember(store, machine, f"train {speeds.shape}", speeds.rate)
     remember(store, machine, f"memory {speeds.shape}", speeds.peak_bytes)
     for count, longer in speeds.together.items():

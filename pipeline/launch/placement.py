@@ -35,6 +35,8 @@ class Work:
 
 @dataclass(frozen=True)
 class Schedule:
+    """When each work starts, in seconds from the beginning, and how long all of them take."""
+
     seconds: float
     """Until all is done."""
     starts: dict[str, float]
@@ -44,6 +46,8 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Forecast:
+    """How long a unit of work is expected to take."""
+
     seconds: float
     measured: bool
     """Whether it rests on the unit's measured speed, or on those of others and its number of samples."""
@@ -92,6 +96,10 @@ def at_speeds(plan: Sequence[Standing], rate: Callable[[str], float | None]) -> 
 
 
 def works(plan: Sequence[Standing], seconds: Mapping[str, Forecast], on_gpu: bool) -> list[Work]:
+    """The units of a plan with their durations and the unit that each continues.
+
+    A unit is a cohort on a GPU, where its runs train as stacks, and a run on a CPU. `seconds`: unit -> its forecast.
+    """
     units = []
     for item in plan:
         name = unit_name(item.cohort, on_gpu)

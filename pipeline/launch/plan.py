@@ -86,6 +86,10 @@ def shape_of(cohort: CohortSpec, count: int) -> str:
 
 
 def evaluation_shape(cohort: CohortSpec, spec: EvaluationSpec) -> str:
+    """What the time of an evaluation depends on, as a key for remembered times.
+
+    Dataset and layers name the networks; the digest covers numbers of samples and images, but no run and no depth.
+    """
     return f"evaluate {cohort.dataset} {cohort.layers}L {evaluation_digest(spec, '', 0)}"
 
 
@@ -182,6 +186,10 @@ def unit_name(cohort: CohortSpec, on_gpu: bool) -> str:
 
 
 def run_named(cohort: CohortSpec, name: str) -> RunSpec:
+    """The run of a cohort that has this name.
+
+    Raises: StopIteration when there is none.
+    """
     return next(run for run in cohort.runs if run.name == name)
 
 

@@ -20,17 +20,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from pipeline.data.catalogue import DATASETS
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE2, BURDA_TABLE3, LATER_ESTIMATORS, RAINFORTH_TABLE1
 from pipeline.experiments.spec import RunSpec
 from pipeline.records.results import RunResult
 
-FOLDER = Path(__file__).parent
+TABLES = Path(__file__).parent
 READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED = "read", "quoted", "quoted once", "derived", "unverified"
 READ_OFF = "read off a plot"
 TAGS = (READ, QUOTED, QUOTED_ONCE, DERIVED, UNVERIFIED, READ_OFF)
 BURDA_TABLES = {
-    "burda-table1": "burda_table1.csv",
-    "burda-table2": "burda_table2.csv",
-    "burda-table3": "burda_table3.csv",
+    BURDA_TABLE1: "burda_table1.csv",
+    BURDA_TABLE2: "burda_table2.csv",
+    BURDA_TABLE3: "burda_table3.csv",
 }
 """Experiment -> file. Nats: `nll` (5000 samples, test set); counts: `active_units_1`, `active_units_2`."""
 RAINFORTH_TABLE = "rainforth_table1.csv"
@@ -74,6 +76,11 @@ class Place:
     setting: Setting
 
     @staticmethod
+    def rainforth(setting: Setting) -> Place:
+        """In Rainforth et al., Table 1, whose networks are Burda's with one stochastic layer, on MNIST."""
+        return Place(RAINFORTH_TABLE1, "mnist", 1, setting)
+
+    @staticmethod
     def of(result: RunResult) -> Place:
         return Place(result.experiment, result.spec.dataset, result.spec.layers, Setting.of(result.spec))
 
@@ -95,28 +102,33 @@ class Published:
         return self.tag not in (UNVERIFIED, READ_OFF)
 
 
+def burda_experiment(dataset: str) -> str:
+    """The experiment with Burda's VAE and IWAE on a dataset: Table 3 is Table 1 on the fixed binarization."""
+    return BURDA_TABLE3 if DATASETS[dataset].fixed else BURDA_TABLE1
+
+
 def burda_table(experiment: str) -> pd.DataFrame:
     """One row per cell: dataset, layers, k, objective, nll, active_units_1, active_units_2, source, tag.
 
     `burda-table2` has also first_objective and first_k: what was trained before (missing in the first stage).
     """
     counts = {"active_units_1": "Int64", "active_units_2": "Int64"}
-    return pd.read_csv(FOLDER / BURDA_TABLES[experiment], dtype=counts)
+    return pd.read_csv(TABLES / BURDA_TABLES[experiment], dtype=counts)
 
 
 def rainforth_table() -> pd.DataFrame:
     """One row per number: objective, M, K, parameter, metric, value, sd (nats; over 4 runs), source, tag, quoted_by."""
-    return pd.read_csv(FOLDER / RAINFORTH_TABLE, keep_default_na=False, na_values={"parameter": "", "sd": ""})
+    return pd.read_csv(TABLES / RAINFORTH_TABLE, keep_default_na=False, na_values={"parameter": "", "sd": ""})
 
 
 def rainforth_plots() -> pd.DataFrame:
     """One row a number read off a figure: objective, M, K, parameter, metric, value (in its unit), source, tag."""
-    return pd.read_csv(FOLDER / PLOTS)
+    return pd.read_csv(TABLES / PLOTS)
 
 
 def li_turner_table() -> pd.DataFrame:
     """VR-max in Burda's setting: dataset, layers, k, nll (nats), source, tag."""
-    return pd.read_csv(FOLDER / LI_TURNER_TABLE)
+    return pd.read_csv(TABLES / LI_TURNER_TABLE)
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,7 @@ class Rerun:
 @lru_cache(maxsize=1)
 def _reruns() -> dict[tuple[Place, str], tuple[Rerun, ...]]:
     reruns: dict[tuple[Place, str], tuple[Rerun, ...]] = {}
-    for row in pd.read_csv(FOLDER / RERUNS).to_dict("records"):
+    for row in pd.read_csv(TABLES / RERUNS).to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
         setting = Setting(row["objective"], row["M"], row["K"], parameter)
         place = Place(row["experiment"], row["dataset"], row["layers"], setting)
@@ -167,7 +179,7 @@ def published_values() -> dict[tuple[Place, str], Published]:
 
     for experiment in BURDA_TABLES:
         for row in burda_table(experiment).to_dict("records"):
-            if experiment == "burda-table2" and pd.isna(row["first_objective"]):
+            if experiment == BURDA_TABLE2 and pd.isna(row["first_objective"]):
                 continue
             place = Place(experiment, row["dataset"], row["layers"], Setting.burda(row["objective"], row["k"]))
             for metric in ("nll", "active_units_1", "active_units_2"):
@@ -175,17 +187,17 @@ def published_values() -> dict[tuple[Place, str], Published]:
                     enter(place, metric, Published(float(row[metric]), None, row["source"], row["tag"]))
     for row in rainforth_plots().to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
-        place = Place("rainforth-table1", "mnist", 1, Setting(row["objective"], row["M"], row["K"], parameter))
+        place = Place.rainforth(Setting(row["objective"], row["M"], row["K"], parameter))
         enter(place, row["metric"], Published(row["value"], None, row["source"], row["tag"], RAINFORTH_RUNS))
     # After the figures, whose numbers a table's are better than.
     for row in rainforth_table().to_dict("records"):
         parameter = None if pd.isna(row["parameter"]) else row["parameter"]
-        place = Place("rainforth-table1", "mnist", 1, Setting(row["objective"], row["M"], row["K"], parameter))
+        place = Place.rainforth(Setting(row["objective"], row["M"], row["K"], parameter))
         sd = None if pd.isna(row["sd"]) else row["sd"]
         published = Published(row["value"], sd, row["source"], row["tag"], RAINFORTH_RUNS, row["quoted_by"])
         enter(place, row["metric"], published)
     for row in li_turner_table().to_dict("records"):
-        place = Place("later-estimators", row["dataset"], row["layers"], Setting("vr-max", 1, row["k"]))
+        place = Place(LATER_ESTIMATORS, row["dataset"], row["layers"], Setting("vr-max", 1, row["k"]))
         enter(place, "nll", Published(row["nll"], None, row["source"], row["tag"]))
     return values
 

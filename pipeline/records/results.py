@@ -37,7 +37,7 @@ from pipeline.records.sums import check_sums, read_sealed, sealed, write_sums
 
 RUNS, METRICS, WAYPOINTS, ARRAYS = "runs.json", "metrics.json", "waypoints.json", "arrays.npz"
 PROVENANCE = "provenance.json"
-FILES = (RUNS, METRICS, WAYPOINTS, ARRAYS)
+RESULT_FILES = (RUNS, METRICS, WAYPOINTS, ARRAYS)
 LIKELIHOODS = ("nll", "log_p_hat", "elbo", "iwae_64")
 """A run of which one of these is not finite has diverged."""
 NUMBERS = "numbers"
@@ -194,7 +194,7 @@ def save_results(folder: Path, results: list[RunResult]) -> None:
     if provenance != told:
         write_json(folder / PROVENANCE, sealed(provenance))
     write_json(folder / RUNS, runs)
-    write_sums(folder, FILES)
+    write_sums(folder, RESULT_FILES)
 
 
 def _sound(result: RunResult) -> RunResult:
@@ -396,7 +396,7 @@ def cohort_results(folder: Path) -> list[RunResult]:
     """Raises: UserError naming the file that is missing or not what was written."""
     key = f"{folder.parents[1].name}/{folder.name}"
     remedy = f"run `python -m stages.evaluate {key}`, or `git checkout {folder}` where the results are committed"
-    check_sums(folder, FILES, remedy)
+    check_sums(folder, RESULT_FILES, remedy)
     with content_of(folder / RUNS, "the results of a cohort", remedy):
         return [_sound(result) for result in _results(folder, remedy)]
 

@@ -23,6 +23,7 @@ from pipeline.errors import UserError
 from pipeline.evaluation.images import Images
 from pipeline.evaluation.likelihood import likelihoods, model_log_weights
 from pipeline.evaluation.spacing import evenly_spaced
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE2, BURDA_TABLE3, RAINFORTH_TABLE1
 from pipeline.files import atomic_path, content_of, sha256_file, write_json
 from pipeline.models.networks import Parameters
 from pipeline.paths import Paths
@@ -31,14 +32,14 @@ from pipeline.records.run_folder import WEIGHTS, is_whole, read_run, read_weight
 from pipeline.records.store import training_folder
 from pipeline.records.sums import read_sealed, sealed
 
-INDEX = "index.json"
+WEIGHTS_INDEX = "index.json"
 ENTRY = ("file", "digest", "sha256")
 MEGABYTES = {"paper": 40.0}
 OTHER_MEGABYTES = 6.0
 """Room for the weights of a scale that is not the papers'."""
-EXPERIMENTS = ("burda-table1", "rainforth-table1", "burda-table3", "burda-table2")
+EXPERIMENTS = (BURDA_TABLE1, RAINFORTH_TABLE1, BURDA_TABLE3, BURDA_TABLE2)
 """Which tables come first where not every row has room; others follow."""
-OBJECTIVES = ("iwae", "piwae", "miwae", "ciwae", "vae")
+OBJECTIVE_ORDER = ("iwae", "piwae", "miwae", "ciwae", "vae")
 ROUNDING = 0.01
 """Nats by which one image's log p_hat may differ: the random numbers are the same everywhere, and what is left is
 float32's rounding in another order."""
@@ -49,7 +50,7 @@ def _index(folder: Path) -> dict[str, dict[str, str]]:
 
     Raises: UserError naming the index that is not what was written.
     """
-    path = folder / INDEX
+    path = folder / WEIGHTS_INDEX
     if not path.exists():
         return {}
     remedy = f"`git checkout {path}` brings it back; or delete it, and `make weights` ships what is on this machine"
@@ -61,7 +62,7 @@ def _index(folder: Path) -> dict[str, dict[str, str]]:
 def _row(result: RunResult) -> tuple[object, ...]:
     """The table row and protocol of a run: in Burda's tables depth and k, in Rainforth's the objective."""
     spec = result.spec
-    within = (spec.objective,) if result.experiment == "rainforth-table1" else (spec.layers, spec.T)
+    within = (spec.objective,) if result.experiment == RAINFORTH_TABLE1 else (spec.layers, spec.T)
     return result.experiment, spec.protocol_name, *within
 
 
@@ -77,7 +78,7 @@ def select(results: Iterable[RunResult]) -> list[RunResult]:
         rows.setdefault(_row(result), []).append(result)
     for runs in rows.values():
         # MNIST before others: its data is the easiest to have.
-        runs.sort(key=lambda r: (r.spec.seed, r.spec.dataset != "mnist", _rank(OBJECTIVES, r.spec.objective)))
+        runs.sort(key=lambda r: (r.spec.seed, r.spec.dataset != "mnist", _rank(OBJECTIVE_ORDER, r.spec.objective)))
     return [result for turn in zip_longest(*rows.values()) for result in turn if result is not None]
 
 
@@ -133,7 +134,7 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
         if path.relative_to(folder).as_posix() not in {entry["file"] for entry in index.values()}:
             path.unlink()
     if index != known:
-        write_json(folder / INDEX, sealed(index))
+        write_json(folder / WEIGHTS_INDEX, sealed(index))
     said = [f"{folder}: weights of {len(index)} runs, {used / 1e6:.1f} of at most {limit / 1e6:.0f} MB"]
     if left_out := [cell for row, cell in without_room.items() if row not in served]:
         one = len(left_out) == 1
@@ -148,7 +149,7 @@ def ship(results: list[RunResult], scale: str, store: Path, paths: Paths, list_a
 
 def shipped_cells(paths: Paths) -> list[str]:
     """Every cell whose weights are shipped, the papers' scale first."""
-    files = paths.reports.glob(f"*/weights/{INDEX}")
+    files = paths.reports.glob(f"*/weights/{WEIGHTS_INDEX}")
     indices = sorted(files, key=lambda path: (path.parent.parent.name != "paper", path))
     return [cell for path in indices for cell in _index(path.parent)]
 

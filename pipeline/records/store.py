@@ -44,6 +44,8 @@ __all__ = ["Busy"]
 STORE_VARIABLE = "ELBO_STORE"
 LOCK_SECONDS, LOCK_VARIABLE = 10.0, "ELBO_LOCK_SECONDS"
 """Workers of a killed trainer notice within a few steps; so long a new trainer waits for them."""
+BUSY_SECONDS = 2.0
+"""How long a launcher waits for a cohort that another process works on, before it goes on with the next one."""
 
 Marks = Mapping[str, tuple[int, ...]]
 """By trajectory (`trajectory_of`): the depths at which runs of the grid leave it."""

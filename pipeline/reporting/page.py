@@ -75,7 +75,7 @@ WORDS = {
     UNDECIDED: ("is undecided", "are undecided"),
 }
 """Decision -> how one claim and several are said to stand."""
-TEMPLATE = "page.html"
+PAGE_TEMPLATE = "page.html"
 POINTS_PER_PIXEL = 0.75
 
 
@@ -163,7 +163,7 @@ def render_page(report: Report, sections: Sequence[Section], claims: Table, scal
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(PAGE_TEMPLATE).render(
         scale=scale,
         scales=scales,
         progress=progress(report),
@@ -171,7 +171,7 @@ def render_page(report: Report, sections: Sequence[Section], claims: Table, scal
         command=command(report),
         cards=cards(report),
         legend=[(objective, shape, objective_name(objective)) for objective, shape in strips.SHAPES.items()],
-        strip=strips.to_html,
+        strip=strips.strip_html,
         unfinished=[result for result in results if not result.is_finished],
         verdict=verdict_in_words(report.claims, report.judged),
         families=families(claims),
@@ -207,6 +207,7 @@ def key_numbers(run: RunResult) -> dict[str, float]:
 
 
 def write_figure(folder: Path, figure: Figure) -> None:
+    """Write a figure as `<name>.svg`, `<name>.png` and, for its numbers, `<name>.csv` into `folder`."""
     write_text(folder / f"{figure.name}.svg", figure.svg)
     with atomic_path(folder / f"{figure.name}.png") as temporary:
         temporary.write_bytes(figure.png)

@@ -15,6 +15,8 @@ from pipeline.reporting.evidence.toy import ToyResult
 
 @dataclass(frozen=True)
 class Report:
+    """The results of a scale, gathered and decided once, which every section reads."""
+
     scale: str
     judged: bool
     """Whether the papers' claims are decided on the scale's numbers."""

@@ -7,11 +7,12 @@ import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from pipeline.experiments.known import BURDA_TABLE1
 from pipeline.experiments.spec import CohortSpec
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.results import RunResult
 
-EXPERIMENT, DATASET = "burda-table1", "mnist"
+DATASET = "mnist"
 PICTURE = "objectives"
 """The figure that shows the answer at a glance."""
 PROSE_WIDTH = 100
@@ -47,8 +48,8 @@ def table1(results: Sequence[RunResult]) -> list[Line]:
             by_place.setdefault(Place.of(result), []).append(result.metrics["nll"])
 
     def pair(layers: int, objective: str, k: int) -> Pair | None:
-        place = Place(EXPERIMENT, DATASET, layers, Setting.burda(objective, k))
-        same = Place(EXPERIMENT, DATASET, layers, Setting.burda("vae", 1)) if k == 1 else place
+        place = Place(BURDA_TABLE1, DATASET, layers, Setting.burda(objective, k))
+        same = Place(BURDA_TABLE1, DATASET, layers, Setting.burda("vae", 1)) if k == 1 else place
         published = published_at(place, "nll")
         known = published is not None and published.judged
         if same not in by_place:
@@ -74,12 +75,13 @@ def for_terminal(lines: Sequence[Line]) -> list[str]:
 
 
 def for_markdown(lines: Sequence[Line]) -> list[str]:
+    """The lines as a Markdown table: NLL in nats of VAE and IWAE, the paper's in brackets."""
     head = ["| MNIST | VAE | IWAE |", "|---|--:|--:|"]
     return [*head, *(f"| {line.label} | {_cell(line.vae)} | {_cell(line.iwae)} |" for line in lines)]
 
 
 def _longest(results: Sequence[RunResult]) -> RunResult:
-    runs = [r for r in results if r.experiment == EXPERIMENT and r.spec.dataset == DATASET and "nll" in r.metrics]
+    runs = [r for r in results if r.experiment == BURDA_TABLE1 and r.spec.dataset == DATASET and "nll" in r.metrics]
     return max(runs, key=lambda result: result.spec.total_steps)
 
 
@@ -99,7 +101,7 @@ def depth(results: Sequence[RunResult]) -> str:
     return f"{trained}, on {tested}"
 
 
-def standing(scale: str, results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> str:
+def runs_done(scale: str, results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> str:
     """`quick: 90 of 90 runs`"""
     cells = {f"{cohort.key}/{run.name}" for cohort in planned for run in cohort.runs}
     done = {result.cell for result in results} & cells
@@ -120,7 +122,7 @@ def readme_part(
 
     `pictured`: the scales whose report holds `PICTURE`.
     """
-    scales = [standing(scale, results[scale], planned[scale]) for scale in planned]
+    scales = [runs_done(scale, results[scale], planned[scale]) for scale in planned]
     parts = [textwrap.fill(f"**Where it stands.** {'; '.join(scales)}.", PROSE_WIDTH)]
     scale = deepest(results)
     if scale is not None:

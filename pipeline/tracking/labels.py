@@ -20,7 +20,7 @@ SCHEDULE = "schedule"
 """How much a run is trained, in words; the saved views have one each."""
 COMPLETE = "complete"
 """Fingerprint of the published content; set last, so that an interrupted publication is never taken for a whole one."""
-FILES = "files"
+LOGGED_FILES = "files"
 """What a published run logged: by name the beginning of each file's SHA-256, as JSON."""
 NOTE = "mlflow.note.content"
 COLOUR = "mlflow.runColor"
@@ -35,6 +35,7 @@ WAYPOINT_METRICS = ("nll", "active_units")
 
 
 def experiment_name(scale: str, dataset: str) -> str:
+    """The name of MLflow's experiment that has the runs of a scale on a dataset."""
     return f"{scale}/{dataset}"
 
 
@@ -107,6 +108,11 @@ def _as_text(value: object) -> str:
 def run_tags(
     cohort: str, experiment: str, spec: RunSpec, digest: str, dvc_stage: str | None, git_revision: str | None
 ) -> dict[str, str]:
+    """The tags by which a run is found in MLflow; what is not known has none.
+
+    `cohort`: its key. `experiment`: its name in params.yaml. `digest`: of the trained run. `dvc_stage`: the stage that
+    trained it.
+    """
     tags = {
         SCALE: CohortKey.of(cohort).scale,
         "experiment": experiment,

@@ -22,7 +22,7 @@ DECODED_ROWS = 8
 """So many decoded samples of each image are shown."""
 
 
-def images(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Image]:
+def pixel_pictures(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Image]:
     """Name -> picture made of pixels, of what the results have."""
     made = {}
     if "samples" in arrays:

@@ -20,7 +20,7 @@ from pipeline.tracking.labels import (
     COLOUR,
     COMPLETE,
     DIGEST,
-    FILES,
+    LOGGED_FILES,
     NOTE,
     content_fingerprint,
     final_metrics,
@@ -31,7 +31,7 @@ from pipeline.tracking.labels import (
     waypoint_metrics,
 )
 from pipeline.tracking.live import mlflow_status
-from pipeline.tracking.pictures import figures, images
+from pipeline.tracking.pictures import figures, pixel_pictures
 from pipeline.tracking.store import experiment_id, locked_store, log_metrics, runs_of_scale, start_run
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ SUMMARY = "result.json"
 
 
 @dataclass(frozen=True)
-class Counts:
+class Changes:
     """What `publish` did: runs newly published, left as they were, and published earlier but deleted now."""
 
     created: int
@@ -57,7 +57,7 @@ def publish(
     paper_nll: Callable[[RunResult], float | None],
     known_cells: Collection[str],
     on_run: Callable[[], None] = lambda: None,
-) -> Counts:
+) -> Changes:
     """Make the store agree with `results`, all of one scale; a second call with the same results changes nothing.
 
     A run is known by its cell (`<cohort>/<run>`) and its digest, so that none is there twice. Live runs of `results`
@@ -68,7 +68,7 @@ def publish(
     Raises: UserError when the store cannot be used.
     """
     if not results:
-        return Counts(0, 0, 0)
+        return Changes(0, 0, 0)
     metrics = {result.cell: final_metrics(result, paper_nll(result)) for result in results}
     prints = {result.cell: content_fingerprint(result, metrics[result.cell]) for result in results}
     scale = results[0].scale
@@ -88,10 +88,10 @@ def publish(
             if result.cell in kept:
                 continue
             run_id = _create(client, experiments[result.spec.dataset], result, metrics[result.cell])
-            client.set_tag(run_id, FILES, json.dumps(_sums(_artifacts(client.get_run(run_id)))))
+            client.set_tag(run_id, LOGGED_FILES, json.dumps(_sums(_artifacts(client.get_run(run_id)))))
             client.set_tag(run_id, COMPLETE, prints[result.cell])
     removed = sum(COMPLETE in run.data.tags for run in surplus)
-    return Counts(created=len(results) - len(kept), kept=len(kept), removed=removed)
+    return Changes(created=len(results) - len(kept), kept=len(kept), removed=removed)
 
 
 def schedules_by_dataset(results: list[RunResult]) -> dict[str, list[str]]:
@@ -145,7 +145,7 @@ def _sums(folder: Path) -> dict[str, str]:
 def _is_whole(run: Run) -> bool:
     """Whether a published run's files are as they were logged; somebody may have added others."""
     try:
-        told = dict(json.loads(run.data.tags[FILES]))
+        told = dict(json.loads(run.data.tags[LOGGED_FILES]))
     except MALFORMED:
         return False
     return SUMMARY in told and told.items() <= _sums(_artifacts(run)).items()
@@ -200,7 +200,7 @@ def _create(client: MlflowClient, experiment: str, result: RunResult, metrics: d
         "spec": spec.to_json(),
     }
     client.log_text(run_id, json.dumps(summary, indent=1, sort_keys=True), SUMMARY)
-    for name, image in images(result.arrays).items():
+    for name, image in pixel_pictures(result.arrays).items():
         client.log_image(run_id, image, f"{name}.png")
     for name, figure in figures(result.arrays).items():
         client.log_figure(run_id, figure, f"{name}.png")

@@ -61,6 +61,7 @@ def views(client: MlflowClient) -> list[View]:
 
 
 def start_page(saved_views: list[View]) -> str:
+    """The HTML of the page that lists the saved views, which MLflow's own pages do not show."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
     )
@@ -100,6 +101,7 @@ def end_with(parent: int) -> None:
 
 
 def main() -> None:
+    """Serve the store under a folder at a port (both from the command line) until the process that began it ends."""
     import uvicorn
 
     threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()

@@ -50,6 +50,7 @@ def _make_database(path: Path) -> None:
 
 
 def one_line(error: BaseException) -> str:
+    """The first line of an error's message; the name of its type where it says nothing."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -96,6 +97,7 @@ def _without_misread_folder(root: Path) -> None:
 
 
 def artifact_root(root: Path) -> str:
+    """The address (`file://`) of the folder with the artifacts of all runs; `root`: the project's folder."""
     return (root / STORE / "artifacts").resolve().as_uri()
 
 
@@ -126,6 +128,10 @@ def experiment_id(client: MlflowClient, root: Path, scale: str, dataset: str, sc
 
 
 def runs_of_scale(client: MlflowClient, root: Path, scale: str) -> list[Run]:
+    """All runs of a scale in MLflow's store, in whichever experiment.
+
+    Raises: UserError when the store was made in another folder and points there.
+    """
     experiments = client.search_experiments(filter_string=f"name LIKE '{scale}/%'")
     if any(experiment.artifact_location != _artifact_location(root, experiment.name) for experiment in experiments):
         raise UserError(
@@ -137,6 +143,7 @@ def runs_of_scale(client: MlflowClient, root: Path, scale: str) -> list[Run]:
 
 
 def log_metrics(client: MlflowClient, run_id: str, metrics: list[Metric]) -> None:
+    """Log any number of metrics of a run; MLflow takes `METRICS_PER_CALL` of them at a time."""
     for start in range(0, len(metrics), METRICS_PER_CALL):
         client.log_batch(run_id, metrics=metrics[start : start + METRICS_PER_CALL])
 

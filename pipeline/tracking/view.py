@@ -13,7 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-TEMPLATE = Path(__file__).with_name("view.json")
+VIEW_TEMPLATE = Path(__file__).with_name("view.json")
 SHARED = {"deleted": False, "isGenerated": False}
 BY_TYPE: dict[str, dict[str, Any]] = {
     "SCATTER": {"runsCountToCompare": 100},
@@ -48,7 +48,7 @@ def _chart(index: int, chart: dict[str, Any]) -> dict[str, Any]:
 
 def view_state(schedule: str) -> dict[str, Any]:
     """What the page is to show: the runs of one schedule alone, since others do not compare."""
-    state: dict[str, Any] = json.loads(TEMPLATE.read_text(encoding="utf-8"))
+    state: dict[str, Any] = json.loads(VIEW_TEMPLATE.read_text(encoding="utf-8"))
     return {
         **state,
         "searchFilter": f"tags.schedule = '{schedule}'",

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.experiments.yaml_file import MOST_BYTES, MOST_NODES, read_yaml
+from pipeline.experiments.yaml_file import MOST_NODES, MOST_YAML_BYTES, read_yaml
 from tests.conftest import ROOT
 
 
@@ -78,7 +78,7 @@ MERGES = "a0: &a0 {q: 1}\n" + "\n".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i 
         ("a: " + "9" * 5000, "not valid YAML: "),
         ("", "is empty"),
         ("# a comment\n", "is empty"),
-        ("#" * (MOST_BYTES + 1), f"at most {MOST_BYTES:,} are read"),
+        ("#" * (MOST_YAML_BYTES + 1), f"at most {MOST_YAML_BYTES:,} are read"),
     ],
 )
 def test_refused_in_one_line_with_file_and_place(text: str, message: str, tmp_path: Path) -> None:

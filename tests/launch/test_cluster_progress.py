@@ -7,7 +7,7 @@ from pathlib import Path
 from pipeline.experiments.spec import CohortSpec
 from pipeline.launch.cluster_nodes import Node, Resources
 from pipeline.launch.cluster_progress import Losses, Task, describe_cluster, devices_of, line, lines, time_left
-from pipeline.launch.cluster_task import Report
+from pipeline.launch.cluster_task import TaskReport
 from pipeline.launch.plan import TRAIN, Standing
 from pipeline.records.run_folder import Job
 from tests.conftest import make_run
@@ -30,14 +30,14 @@ def task(item: Standing) -> Task:
 def test_a_line_says_where_a_unit_is_and_what_it_does() -> None:
     running = task(unit("a"))
     assert line("a", running, None) == "a: waits for a node with 0 GPU, 1 CPU, 1.0 GiB"
-    assert line("a", running, Report("n1", 250, 25.0)) == "a: 250 of 1,000 updates, 25/s, 0:30 left (on n1)"
-    assert line("a", running, Report("n1", 250, None)) == "a: 250 of 1,000 updates, not timed yet (on n1)"
-    assert line("a", running, Report("n1", 250, None, "evaluating")) == "a: evaluating (on n1)"
+    assert line("a", running, TaskReport("n1", 250, 25.0)) == "a: 250 of 1,000 updates, 25/s, 0:30 left (on n1)"
+    assert line("a", running, TaskReport("n1", 250, None)) == "a: 250 of 1,000 updates, not timed yet (on n1)"
+    assert line("a", running, TaskReport("n1", 250, None, "evaluating")) == "a: evaluating (on n1)"
 
 
 def test_the_whole_takes_what_is_running_and_what_waits() -> None:
     running = {A: task(unit("a"))}
-    reports = {A: Report("n1", 500, 10.0)}
+    reports = {A: TaskReport("n1", 500, 10.0)}
     # 500 updates at 10 a second; then, on the one device, another unit that takes 100 s.
     assert time_left(running, reports, [], 1, False) == 50
     assert time_left(running, reports, [unit("b", 100.0)], 1, False) == 150

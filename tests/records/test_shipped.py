@@ -18,9 +18,9 @@ from pipeline.experiments.spec import CohortSpec, EvaluationSpec
 from pipeline.files import read_json, sha256_file, write_json
 from pipeline.paths import HERE
 from pipeline.records import shipped
-from pipeline.records.results import FILES, NATS_STEP, RunResult, load_result, load_results
+from pipeline.records.results import NATS_STEP, RESULT_FILES, RunResult, load_result, load_results
 from pipeline.records.sealed import load_tensors, save_tensors
-from pipeline.records.shipped import INDEX, check_nll, select, ship, shipped_cells, shipped_weights
+from pipeline.records.shipped import WEIGHTS_INDEX, check_nll, select, ship, shipped_cells, shipped_weights
 from pipeline.records.store import cohort_jobs
 from pipeline.records.sums import read_sealed, sealed, write_sums
 from pipeline.training.train import train
@@ -131,7 +131,7 @@ def test_a_table_that_shows_another_number_does_not_agree(
     metrics = read_json(folder / "metrics.json")
     metrics[RUN]["nll"] -= 0.5
     write_json(folder / "metrics.json", metrics)
-    write_sums(folder, FILES)
+    write_sums(folder, RESULT_FILES)
     assert check().images_agree
     assert not check().agrees
     with pytest.raises(UserError, match=r"iwae-M1-K5-s0: does not agree: the NLL in tables is .*, the mean over"):
@@ -186,7 +186,7 @@ def test_weights_of_another_run_are_refused(here: Path) -> None:
 
 @pytest.mark.usefixtures("here")
 def test_what_is_shipped_stays_where_the_runs_are_not_there() -> None:
-    index = HERE.weights("tiny") / INDEX
+    index = HERE.weights("tiny") / WEIGHTS_INDEX
     before = index.read_bytes()
     assert set(read_sealed(index, "")) == {CELL, f"{COHORT}/{OTHER}"}
     (line,) = ship(load_results(Path("reports/tiny/results")), "tiny", STORE, HERE)
@@ -197,7 +197,7 @@ def test_what_is_shipped_stays_where_the_runs_are_not_there() -> None:
 @pytest.mark.usefixtures("here")
 def test_an_index_without_a_sum_is_taken_and_stays_as_it_is() -> None:
     """Weights that were shipped before the index had one."""
-    index = HERE.weights("tiny") / INDEX
+    index = HERE.weights("tiny") / WEIGHTS_INDEX
     write_json(index, read_sealed(index, ""))
     before = index.read_bytes()
     assert shipped_weights(result(), HERE).name == f"{RUN}.safetensors"
@@ -208,7 +208,7 @@ def test_an_index_without_a_sum_is_taken_and_stays_as_it_is() -> None:
 @pytest.mark.usefixtures("here")
 @pytest.mark.parametrize("text", ["", "null", "[]", '{"a": 1}', '{"a": {"file": "x"}}', None])
 def test_a_damaged_index_is_named_and_nothing_shipped_is_lost(text: str | None) -> None:
-    index = HERE.weights("tiny") / INDEX
+    index = HERE.weights("tiny") / WEIGHTS_INDEX
     sound = index.read_text()
     index.write_text(sound.replace("safetensors", "safetensor5", 1) if text is None else text)
     weights = sorted(index.parent.rglob("*.safetensors"))
@@ -228,7 +228,7 @@ def test_a_damaged_index_is_named_and_nothing_shipped_is_lost(text: str | None) 
 
 def change_index(**changes: str) -> None:
     """Edit what the index says of the cell, and its sum with it."""
-    index = HERE.weights("tiny") / INDEX
+    index = HERE.weights("tiny") / WEIGHTS_INDEX
     value = read_sealed(index, "")
     write_json(index, sealed({**value, CELL: {**value[CELL], **changes}}))
 

@@ -15,6 +15,7 @@ from pipeline.reporting.page import inline_svg
 from pipeline.reporting.sections.density import unit_activity
 from pipeline.reporting.sections.posterior import (
     digit_pictures,
+    draw_samples_of_q,
     height,
     importance,
     latent_scatter,
@@ -23,9 +24,8 @@ from pipeline.reporting.sections.posterior import (
     posterior_contours,
     posterior_spread,
     reconstruction_pictures,
-    samples_of_q,
 )
-from pipeline.reporting.sections.posterior import samples as dreams
+from pipeline.reporting.sections.posterior import sample_pictures as dreams
 
 Make = Callable[..., RunResult]
 MODELS = (("vae", 1), ("iwae", 5), ("iwae", 50))
@@ -134,7 +134,7 @@ def test_samples_are_told_apart_however_narrow_q_is(two_dimensional: list[RunRes
     assert figure.svg.count(">its q, enlarged<") == 2
     assert "Framed: a sample that shows another digit" in figure.see
     axes = Canvas().subplots()
-    samples_of_q(axes, runs[0], 0)
+    draw_samples_of_q(axes, runs[0], 0)
     for low, high, of_q in zip(*zip(axes.get_xlim(), axes.get_ylim(), strict=True), np.full(2, 0.1), strict=True):
         # Both standard deviations, and not much more.
         assert 4 * of_q <= high - low <= 12 * of_q

@@ -13,7 +13,7 @@ import pytest
 from pipeline.experiments.spec import CohortSpec
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.claims import BEATS, FAILS, HOLDS, HOLDS_ASSUMED, UNDECIDED
-from pipeline.reporting.forms.strips import Mark, Strip, in_words, position, to_html
+from pipeline.reporting.forms.strips import Mark, Strip, in_words, position, strip_html
 from pipeline.reporting.page import caveat, command, gathered, progress
 from pipeline.reporting.report import Report
 from pipeline.reporting.sections.answer import beside_the_paper, best_m, cards, chip, short_answer
@@ -60,7 +60,7 @@ def test_the_pictures_hold_ours_solid_and_the_papers_hollow(make: Make) -> None:
     assert all(mark.hollow for mark in papers)
     beside = [mark.value for mark in papers if not mark.faint]
     assert [round(value, 2) for value in beside] == [0.93, 1.57]
-    assert str(to_html(cards(report(burda(make, "quick"), "quick"))[0].strip)).count("faint") == 10
+    assert str(strip_html(cards(report(burda(make, "quick"), "quick"))[0].strip)).count("faint") == 10
     nothing = cards(report([], "paper"))[0].strip.rows[1][1]
     assert not any(mark.faint for mark in nothing)
 
@@ -181,7 +181,7 @@ def test_marks_stand_where_their_values_are() -> None:
     assert [position(strip, value) for value in (0.0, 1.0, 4.0)] == [4.0, 27.0, 96.0]
     logarithmic = Strip((("here", (Mark(1.0), Mark(64.0), Mark(8.0))),), "M", zero=False, log=True)
     assert position(logarithmic, 8.0) == 50.0
-    html = str(to_html(strip))
+    html = str(strip_html(strip))
     assert re.search(r'<svg x="96.0%" y="[\d.]+" class="iwae"', html)
     assert 'x1="4.0%" x2="50.0%"' in html
     assert in_words(strip) == "nats. here: 1, 4"
@@ -218,4 +218,4 @@ def test_the_banner_says_what_is_there_and_how_the_rest_is_made(make: Make) -> N
 
 
 def test_a_picture_without_marks_is_none() -> None:
-    assert to_html(Strip((("2 units", ()), ("50 units", ())), "decoded samples that change the digit, %")) == ""
+    assert strip_html(Strip((("2 units", ()), ("50 units", ())), "decoded samples that change the digit, %")) == ""

@@ -28,7 +28,7 @@ from pipeline.reporting.sections.gradients import (
     JACKKNIFE_DF,
     RATIOS,
     SLOPES,
-    SWEEPS,
+    SWEEP_TITLES,
     gradient_claims,
     log_snr,
     minibatch_table,
@@ -82,7 +82,7 @@ def save_toy(toy: ToyResult, results: Path) -> None:
 
 
 def test_the_report_knows_every_sweep_that_is_measured() -> None:
-    assert set(SWEEPS) == set(MEASURED_SWEEPS)
+    assert set(SWEEP_TITLES) == set(MEASURED_SWEEPS)
 
 
 def test_claims_from_made_up_slopes_and_ratios(make_quick: Callable[..., list[RunResult]]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import CohortSpec
 from pipeline.records.results import RunResult
-from pipeline.reporting.summary import deepest, depth, for_markdown, for_terminal, readme_part, standing, table1
+from pipeline.reporting.summary import deepest, depth, for_markdown, for_terminal, readme_part, runs_done, table1
 from tests.conftest import make_run
 
 COHORT = "quick/burda-table1-mnist-1L-T50"
@@ -65,7 +65,7 @@ def test_how_deep_and_on_how_many_images() -> None:
 
 def test_what_is_done_of_what_is_planned() -> None:
     planned = [CohortSpec("quick", "burda-table1", COHORT.partition("/")[2], tuple(r.spec for r in some()[2:]))]
-    assert standing("quick", some()[1:3], planned) == "quick: 1 of 3 runs", "a run that left the grid does not count"
+    assert runs_done("quick", some()[1:3], planned) == "quick: 1 of 3 runs", "a run that left the grid does not count"
 
 
 def test_the_readme_shows_the_deepest_scale_that_has_most_rows() -> None:

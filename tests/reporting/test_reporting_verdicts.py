@@ -20,9 +20,9 @@ from pipeline.reporting.evidence.verdicts import (
     WORSE,
     Comparison,
     Judged,
+    beside_chance,
     bits_sd,
     compare,
-    in_words,
     pool,
     verdict,
 )
@@ -153,18 +153,18 @@ def test_many_cells_together_say_more_than_each(make: Make) -> None:
     assert ten.high - ten.difference == pytest.approx(1.734064 * np.hypot(0.04472, 0.07071), abs=1e-4)
     two_sets = pool([Judged(name, one, CANNOT_SAY) for name in ("mnist", "omniglot") for _ in range(5)])
     assert two_sets.high - two_sets.difference == pytest.approx(1.734064 * np.hypot(0.04472, 0.05), abs=1e-4)
-    text = in_words([Judged("mnist", one, CANNOT_SAY)] * 9 + [Judged("mnist", one, WORSE)])
+    text = beside_chance([Judged("mnist", one, CANNOT_SAY)] * 9 + [Judged("mnist", one, WORSE)])
     assert "Verdicts on 10 cells: 0 reproduced, 0 better, 1 worse, 9 cannot say." in text
     assert "chance alone would call 0.0 of them better or worse, 0.0 reproduced, and leave 10.0 without" in text
     assert "The interval holds no difference at all in 10 (of equal cells 90% would)." in text
     assert "Mean difference of all: +0.02 nats [−0.13, +0.17]." in text
-    assert in_words([]) == ""
+    assert beside_chance([]) == ""
 
 
 def test_metrics_of_one_run_have_a_mean_each() -> None:
     """−KL(Q‖P) is IWAE-64 minus log p̂: the three are not three independent cells."""
     one = Comparison(0.02, 0.07, 0.05, 6.0, False)
-    text = in_words([Judged("mnist", one, REPRODUCED, metric) for metric in ("iwae_64", "log_p_hat")] * 4)
+    text = beside_chance([Judged("mnist", one, REPRODUCED, metric) for metric in ("iwae_64", "log_p_hat")] * 4)
     half = 1.943180 * np.hypot(0.07 / 2, 0.05)
     assert text.startswith("Verdicts on 8 numbers: 8 reproduced")
     ends = f"[−{half - 0.02:.2f}, +{half + 0.02:.2f}]"

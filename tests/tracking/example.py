@@ -12,9 +12,9 @@ import numpy as np
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.spec import CohortSpec, RunSpec, Stage
 from pipeline.records.results import RunResult
-from pipeline.tracking.curves import CURVES, saved_rows
+from pipeline.tracking.curves import LOGGED_CURVES, saved_rows
 from pipeline.tracking.live import LiveTracker
-from pipeline.tracking.publish import Counts, publish
+from pipeline.tracking.publish import Changes, publish
 from pipeline.tracking.store import locked_store
 
 ONE, TWO = "quick/burda-table1-mnist-1L-T50", "quick/burda-table1-mnist-1L-T5"
@@ -48,7 +48,7 @@ def make_result(
 ) -> RunResult:
     rng = np.random.default_rng(len(spec.name))
     steps = np.linspace(0, spec.total_steps, points).astype(int)
-    history = {name: -100 + rng.standard_normal(points) for name in CURVES}
+    history = {name: -100 + rng.standard_normal(points) for name in LOGGED_CURVES}
     return RunResult(
         cohort=cohort,
         experiment="burda-table1",
@@ -88,7 +88,7 @@ def paper(result: RunResult) -> float | None:
     return 84.78 if result.spec.K == 50 else None
 
 
-def publish_all(root: Path, results: list[RunResult], lookup: Callable[[RunResult], float | None] = paper) -> Counts:
+def publish_all(root: Path, results: list[RunResult], lookup: Callable[[RunResult], float | None] = paper) -> Changes:
     return publish(root, results, lookup, {result.cell for result in results})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.tracking.pictures import figures, images, sample_grid
+from pipeline.tracking.pictures import figures, pixel_pictures, sample_grid
 
 
 def test_samples_fill_the_grid_row_by_row() -> None:
@@ -20,7 +20,7 @@ def test_reconstructions_stand_under_their_image_and_decoded_samples_under_them(
     x, reconstruction = np.zeros((10, 784), np.uint8), np.full((10, 784), 100, np.uint8)
     decoded = np.full((10, 20, 784), 200, np.uint8)
     x[3] = 255
-    made = images({"pictures/x": x, "pictures/reconstruction": reconstruction, "pictures/decoded": decoded})
+    made = pixel_pictures({"pictures/x": x, "pictures/reconstruction": reconstruction, "pictures/decoded": decoded})
     assert set(made) == {"reconstructions"}
     pixels = np.asarray(made["reconstructions"])
     assert pixels.shape == (10 * 56, 10 * 56)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from pipeline.data.catalogue import DATASETS
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.published import BURDA_TABLES, Place, Setting
 from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
@@ -40,7 +41,7 @@ one unit that the bits switch on or off has half a unit."""
 REFUTED = 0.05
 """Level of the test by which a report's own seeds refute the assumed spread."""
 NOTHING_SHOWN: Mapping[str, Spread] = {}
-PAPERS_TABLES = (*BURDA_TABLES, "rainforth-table1")
+PAPERS_TABLES = (*BURDA_TABLES, RAINFORTH_TABLE1)
 DECIDED_METRICS = ("log_p_hat", "iwae_64", "kl_q_p", "active_units", "test_minus_train")
 """Metrics of claims for which a spread is assumed where a cell has one seed."""
 PAPER_SCALE = "paper"
@@ -48,6 +49,8 @@ NOT_RUN, DIVERGED = "not run", "diverged"
 
 SPLITS = ((2, 32), (4, 16), (8, 8), (16, 4), (32, 2))
 """The interior (M, K) of Rainforth's sweep with M * K = 64."""
+SPLIT_OBJECTIVES = ("miwae", "piwae")
+"""Objectives whose samples may be split into M groups of K in any way."""
 BETAS = (0.05, 0.25, 0.5, 0.75)
 RAINFORTH_METRICS = ("iwae_64", "log_p_hat", "kl_q_p")
 
@@ -148,6 +151,7 @@ def images(cell: Cell, metric: str) -> NDArray[np.float64] | None:
 
 
 def standard_error(values: NDArray[np.float64]) -> float:
+    """Standard error of the mean of `values` [images]; NaN for fewer than two, which show no spread."""
     return float(np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
 
 
@@ -211,10 +215,12 @@ def objective_name(objective: str) -> str:
 
 
 def dataset_name(dataset: str) -> str:
+    """The title of a dataset, `fixed-mnist` -> `MNIST, fixed binarization`; an unknown one as it is written."""
     return DATASET_NAMES.get(dataset, dataset)
 
 
 def layers_name(layers: int) -> str:
+    """`1 layer`, `2 layers`: how many stochastic layers a network has."""
     return f"{layers} layer" if layers == 1 else f"{layers} layers"
 
 

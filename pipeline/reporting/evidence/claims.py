@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE2, TWO_DIMENSIONAL
 from pipeline.experiments.spec import CohortSpec
-from pipeline.published import Place, Setting, published_at
+from pipeline.published import Place, Setting, burda_experiment, published_at
 from pipeline.records.metrics import ACTIVE_VARIANCE, METRIC_TABLE, value_of
 from pipeline.reporting.evidence.cells import (
     ASSUMED_SPREAD,
@@ -232,6 +233,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class ClaimResult:
+    """A claim as it stands: its effect here and in the paper, in the claim's unit, and how it was decided."""
+
     family: str
     by: str
     """Whose claim it is."""
@@ -428,6 +431,7 @@ def support_of(paper: PaperEffect | None, by: str, unit: str) -> str:
 
 
 def plain_claim(family: str, statement: str, metric: str, terms: tuple[Term, ...]) -> Claim:
+    """A claim whose published effect is the same contrast as ours, taken over the papers' numbers."""
     return Claim(family, statement, metric, terms, published_contrast(terms, metric))
 
 
@@ -435,7 +439,7 @@ def burda_claims(cells: Cells) -> list[Claim]:
     """Burda's claims on Tables 1 and 3 for every dataset, depth and k."""
 
     def term(weight: float, dataset: str, layers: int, objective: str, k: int) -> Term:
-        experiment = "burda-table3" if dataset == "fixed-mnist" else "burda-table1"
+        experiment = burda_experiment(dataset)
         # At k = 1 the two objectives are one run, which is kept as the VAE's.
         setting = Setting.burda("vae" if k == 1 else objective, k)
         place = Place(experiment, dataset, layers, setting)
@@ -477,7 +481,7 @@ def drift_claims(cells: Cells) -> list[Claim]:
         (Setting.burda("vae", 1), Setting.burda("iwae", 50), 1, "VAE k = 1 continued as IWAE k = 50"),
         (Setting.burda("iwae", 50), Setting.burda("vae", 1), -1, "IWAE k = 50 continued as VAE k = 1"),
     ):
-        before, after = Place("burda-table1", "mnist", 1, first), Place("burda-table2", "mnist", 1, second)
+        before, after = Place(BURDA_TABLE1, "mnist", 1, first), Place(BURDA_TABLE2, "mnist", 1, second)
         cell = find(cells, after)
         terms = (Term(sign, after, cell), Term(-sign, before, first_stage(cells, cell, before)))
         gains, improves = ("gains", "improves") if sign > 0 else ("loses", "worsens")
@@ -496,7 +500,7 @@ def rainforth_claims(cells: Cells, planned: frozenset[Place]) -> list[Claim]:
     """
 
     def term(weight: float, setting: Setting) -> Term:
-        place = Place("rainforth-table1", "mnist", 1, setting)
+        place = Place.rainforth(setting)
         return Term(weight, place, find(cells, place))
 
     iwae, vae = Setting("iwae", 1, 64), Setting("vae", 64, 1)
@@ -538,9 +542,9 @@ def rainforth_claims(cells: Cells, planned: frozenset[Place]) -> list[Claim]:
 def posterior_claims(cells: Cells) -> list[Claim]:
     """Of the spread of q(h|x), and of what its samples decode to: IWAE at k = 5 and 50 against VAE at k = 1."""
     wheres = {
-        "MNIST, 2 latent units": ("two-dimensional", "mnist"),
-        "MNIST, 1 layer": ("burda-table1", "mnist"),
-        "OMNIGLOT, 1 layer": ("burda-table1", "omniglot"),
+        "MNIST, 2 latent units": (TWO_DIMENSIONAL, "mnist"),
+        "MNIST, 1 layer": (BURDA_TABLE1, "mnist"),
+        "OMNIGLOT, 1 layer": (BURDA_TABLE1, "omniglot"),
     }
     measures = {
         "log_q_sd": (WIDER, "q is wider"),
@@ -585,6 +589,7 @@ def _nearer_end(
 
 
 def place_name(place: Place) -> str:
+    """A place in words, as in `burda-table1 MNIST 1 layer IWAE(1, 50)`."""
     setting = setting_name(place.setting)
     return f"{place.experiment} {dataset_name(place.dataset)} {layers_name(place.layers)} {setting}"
 
@@ -736,7 +741,7 @@ def model_claims(cells: Cells, planned: frozenset[Place], shown: Mapping[str, Sp
     claims = []
     settings = [Setting.burda("vae", 1), *(Setting.burda(name, k) for k in (5, 50) for name in ("vae", "iwae"))]
     places = [
-        Place("burda-table1", dataset, layers, setting)
+        Place(BURDA_TABLE1, dataset, layers, setting)
         for dataset in OVERFITTING_NATS
         for layers in (1, 2)
         for setting in settings

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from pipeline.published import Place, Setting, published_at
 from pipeline.reporting.evidence.cells import SPLITS, Cells, Estimate, estimate, find, images, seed_spread
-from pipeline.reporting.evidence.statistics import RESAMPLES, SEED, bootstrap_deviations
+from pipeline.reporting.evidence.statistics import RESAMPLES, RESAMPLING_SEED, bootstrap_deviations
 
-LEVEL = 0.05
-OBJECTIVES = ("miwae", "piwae")
+OPTIMUM_LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Optimum:
     @property
     def within_noise(self) -> tuple[int, ...]:
         """The M that are best in 5 % of the resamples or more."""
-        return tuple(M for M, share in self.shares if share >= LEVEL)
+        return tuple(M for M, share in self.shares if share >= OPTIMUM_LEVEL)
 
 
 def sweep_settings(objective: str) -> list[Setting]:
@@ -66,7 +65,7 @@ def sweep_points(cells: Cells, objective: str, metric: str) -> list[Point] | Non
     """The cells of a sweep, or None when one was not run or their test images differ."""
     points = []
     for setting in sweep_settings(objective):
-        cell = find(cells, Place("rainforth-table1", "mnist", 1, setting))
+        cell = find(cells, Place.rainforth(setting))
         known = estimate(cell, metric)
         per_image = images(cell, metric) if cell else None
         if known is None or per_image is None:
@@ -77,7 +76,7 @@ def sweep_points(cells: Cells, objective: str, metric: str) -> list[Point] | Non
 
 def optimum(points: Sequence[Point], metric: str) -> Optimum:
     """The best M of a sweep with its interval, from `RESAMPLES` resamples; a function of the points alone."""
-    rng = np.random.default_rng([SEED, len(points)])
+    rng = np.random.default_rng([RESAMPLING_SEED, len(points)])
     values = np.array([point.known.value for point in points])
     totals = values[:, None] + bootstrap_deviations([point.per_image for point in points])
     assumed = False
@@ -95,7 +94,7 @@ def optimum(points: Sequence[Point], metric: str) -> Optimum:
             scale = _doubt(rng, spread.df)
         row += spread.sd / np.sqrt(point.known.seeds) * scale * rng.standard_normal(RESAMPLES)
     best = np.argmax(totals, axis=0)
-    low, high = np.quantile(best, [LEVEL / 2, 1 - LEVEL / 2], method="inverted_cdf")
+    low, high = np.quantile(best, [OPTIMUM_LEVEL / 2, 1 - OPTIMUM_LEVEL / 2], method="inverted_cdf")
     shares = np.bincount(best, minlength=len(points)) / RESAMPLES
     return Optimum(
         best=points[int(np.argmax(values))].M,
@@ -116,7 +115,6 @@ def papers_best(objective: str, metric: str) -> int | None:
     known = {
         setting.M: published.value
         for setting in sweep_settings(objective)
-        if (published := published_at(Place("rainforth-table1", "mnist", 1, setting), metric)) is not None
-        and published.judged
+        if (published := published_at(Place.rainforth(setting), metric)) is not None and published.judged
     }
     return max(known, key=known.__getitem__) if len(known) > 2 else None

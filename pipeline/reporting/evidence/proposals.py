@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.experiments.known import BURDA_TABLE1
 from pipeline.published import Setting
 from pipeline.reporting.evidence.cells import standard_error
 
-EXPERIMENT = "burda-table1"
 VAE, IWAE = Setting.burda("vae", 1), Setting.burda("iwae", 50)
 
 
@@ -45,7 +45,7 @@ def gains(opinions: Sequence[Mapping[str, Any]], runs: Mapping[str, Any]) -> lis
     pairs: dict[tuple[str, int, int], dict[Setting, Mapping[str, Any]]] = {}
     for opinion in opinions:
         run = runs.get(f"{opinion['cohort']}/{opinion['run']}")
-        if run is not None and run.experiment == EXPERIMENT:
+        if run is not None and run.experiment == BURDA_TABLE1:
             key = (run.spec.dataset, run.spec.layers, run.spec.seed)
             pairs.setdefault(key, {})[Setting.of(run.spec)] = opinion["images"]
     rows = []

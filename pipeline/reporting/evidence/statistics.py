@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 RESAMPLES = 2000
-SEED = 20160
+RESAMPLING_SEED = 20160
 COUNTS_PER_PASS = 2**22
 
 
 def bootstrap_deviations(values: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """Resampled mean minus mean for each array of per-image values, all [images]: [arrays, RESAMPLES].
 
-    Arrays of one length see the same resamples, which are a function of SEED.
+    Arrays of one length see the same resamples, which are a function of `RESAMPLING_SEED`.
     """
     stacked = np.stack(values)
     centred = stacked - stacked.mean(1, keepdims=True)
     images = stacked.shape[1]
-    rng = np.random.default_rng([SEED, images])
+    rng = np.random.default_rng([RESAMPLING_SEED, images])
     parts = []
     step = max(1, COUNTS_PER_PASS // images)
     for start in range(0, RESAMPLES, step):
@@ -151,7 +151,7 @@ def log_normal_bias(sigma: float, doublings: int = 12, draws: int = 2**20) -> To
 
     log m has a nearly linear part, m - 1, of known mean zero; it is taken off where that narrows the error.
     """
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(RESAMPLING_SEED)
     log_w = sigma * rng.standard_normal(draws) - sigma**2 / 2
     means, errors = [], []
     for _ in range(doublings + 1):

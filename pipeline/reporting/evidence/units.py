@@ -32,7 +32,7 @@ def doubtful(variances: NDArray[np.floating]) -> int:
 
 
 @dataclass(frozen=True)
-class Gap:
+class VarianceGap:
     """The widest gap between neighbouring variances above which units are clearly active."""
 
     low: float
@@ -41,17 +41,17 @@ class Gap:
     """Units above it."""
 
 
-def widest_gap(variances: NDArray[np.floating]) -> Gap | None:
+def widest_gap(variances: NDArray[np.floating]) -> VarianceGap | None:
     """The widest gap (by ratio) that ends well above the threshold.
 
     None when no two neighbours lie `CLEAR` times apart.
     """
     ordered = np.sort(np.asarray(variances, dtype=np.float64))
-    widest: Gap | None = None
+    widest: VarianceGap | None = None
     for place in range(1, len(ordered)):
         low, high = float(ordered[place - 1]), float(ordered[place])
         if high <= ACTIVE_VARIANCE * NEAR or high < CLEAR * low:
             continue
         if widest is None or high * widest.low > widest.high * low:
-            widest = Gap(low, high, len(ordered) - place)
+            widest = VarianceGap(low, high, len(ordered) - place)
     return widest

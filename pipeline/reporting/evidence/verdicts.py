@@ -200,7 +200,7 @@ def pool(judged: Sequence[Judged]) -> Pooled:
     return Pooled(count, mean, mean - half, mean + half)
 
 
-def in_words(judged: Sequence[Judged]) -> str:
+def beside_chance(judged: Sequence[Judged]) -> str:
     """Counts of verdicts beside what chance alone would make of cells that are all equal to the paper's; or nothing."""
     if not judged:
         return ""

@@ -21,6 +21,8 @@ from matplotlib.ticker import MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.experiments.known import BURDA_FROM_SCRATCH, EVERY_OBJECTIVE
+
 mpl.use("Agg")
 import seaborn as sns
 
@@ -72,12 +74,14 @@ LINES = {1: ":", 5: "--", 50: "-"}
 PANEL_NAMES = {"fixed-mnist": "fixed MNIST"}
 """Dataset -> its name above a narrow panel, where its own has no room."""
 BURDA_KS = (1, 5, 50)
-BURDA_EXPERIMENTS = ("burda-table1", "burda-table3", "every-objective")
+BURDA_EXPERIMENTS = (*BURDA_FROM_SCRATCH, EVERY_OBJECTIVE)
 CURVE_POINTS = 60
 
 
 @dataclass(frozen=True)
 class Figure:
+    """A picture with all that a page needs of it: words, both file formats, and the numbers that it shows."""
+
     name: str
     """File stem."""
     title: str
@@ -115,6 +119,11 @@ def open_canvas(name: str, width: float, height: float) -> Iterator[Canvas]:
 
 
 def finish(canvas: Canvas, name: str, title: str, caption: str, data: pd.DataFrame) -> Figure:
+    """The figure on a canvas, written as SVG and PNG.
+
+    No date and no version of a library is written, so that equal data give equal bytes. `data`: the numbers that it
+    shows, which are kept beside it as CSV.
+    """
     svg, png = io.StringIO(), io.BytesIO()
     nothing = {"Date": None, "Creator": None, "Format": None, "Type": None}
     canvas.savefig(svg, format="svg", metadata=nothing, transparent=True)
@@ -169,6 +178,7 @@ def panel_title(dataset: str, layers: int) -> str:
 
 
 def colour_of(objective: str) -> str:
+    """The colour of an objective in the whole report; grey for those outside of the two papers."""
     return COLOURS.get(objective, OTHER_COLOUR)
 
 
@@ -237,6 +247,7 @@ def first_seeds(results: list[RunResult], experiments: tuple[str, ...], dataset:
 
 
 def run_order(run: RunResult) -> tuple[int, int, int, str, int, float]:
+    """Sorting key of runs in legends: layers, samples per image, then objectives as in the palette, M, and β or α."""
     spec = run.spec
     known = list(COLOURS)
     rank = known.index(spec.objective) if spec.objective in known else len(known)
@@ -244,6 +255,11 @@ def run_order(run: RunResult) -> tuple[int, int, int, str, int, float]:
 
 
 def curve_style(run: RunResult, sweep: bool) -> dict[str, Any]:
+    """Matplotlib's keywords for the curve of a run.
+
+    The colour is the objective's. In a sweep the curves of an objective are the paler the larger M or its parameter is;
+    elsewhere the dashes of the line tell T, samples per image.
+    """
     setting = Setting.of(run.spec)
     if not sweep:
         style = LINES.get(setting.T, "-.")

@@ -12,7 +12,7 @@ from pipeline.reporting.evidence.cells import DIVERGED, ONE_SEED_NATS, ONE_SEED_
 from pipeline.reporting.evidence.effects import METRICS, Compared, effects_data
 from pipeline.reporting.forms.drawing import GRID, INK, SMALL, Figure, MissingFigure, colour_of, finish, open_canvas
 from pipeline.reporting.forms.numbers import DASH, minus, number
-from pipeline.reporting.forms.tables import Table, active_units
+from pipeline.reporting.forms.tables import Table, our_units
 
 AXES = {"nll": "NLL in nats", "active_units": "active units"}
 DECIMALS = {"nll": 2, "active_units": 1}
@@ -48,7 +48,7 @@ def effects_table(
             value, half = row[f"{metric}_effect"], row[f"{metric}_half_width"]
             ends = [DASH if pd.isna(value) else _signed(end, metric) for end in (value, value - half, value + half)]
             if metric == "active_units":
-                shown["active units"] = active_units(one.cell, one.cell.place.layers)
+                shown["active units"] = our_units(one.cell, one.cell.place.layers)
             shown[f"{short} − {reference}"] = ends[0]
             shown[f"95 % interval, {short}"] = DASH if pd.isna(value) else f"[{ends[1]}, {ends[2]}]"
         rows.append(shown)

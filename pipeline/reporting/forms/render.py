@@ -58,7 +58,7 @@ EMPTY = (DASH, NOT_RUN, DIVERGED, "")
 JUDGED_COLUMNS = {"verdict", "decision"}
 DIFFERENCE_STEPS = ((MARGIN, "near"), (1.0, "{}-1"), (math.inf, "{}-2"))
 """Up to so many nats a difference to the paper gets this shade; {} is better or worse."""
-UNITS = {"h": 3600.0, "min": 60.0, "s": 1.0}
+SECONDS_IN = {"h": 3600.0, "min": 60.0, "s": 1.0}
 
 
 def _grouped(table: Table) -> Iterator[tuple[str, list[int]]]:
@@ -75,7 +75,7 @@ def sort_value(text: str) -> float | None:
     if re.fullmatch(r"\d+(\.\d+)?(\+\d+(\.\d+)?)+", plain):
         return sum(float(part) for part in plain.split("+"))
     if parts := re.findall(r"(\d+(?:\.\d+)?) (h|min|s)\b", plain):
-        return sum(float(amount) * UNITS[unit] for amount, unit in parts)
+        return sum(float(amount) * SECONDS_IN[unit] for amount, unit in parts)
     number = re.match(r"\[?([+-]?\d+(\.\d+)?)", plain)
     return float(number[1]) if number else None
 
@@ -88,6 +88,7 @@ def is_text(table: Table, heading: str) -> bool:
 
 
 def to_csv(table: Table) -> str:
+    """The table's exact numbers as CSV, six significant digits; no column is left out of it."""
     return table.data.to_csv(index=False, float_format="%.6g", lineterminator="\n")
 
 
@@ -115,6 +116,7 @@ def to_markdown(table: Table) -> str:
 
 
 def latex_escape(text: str) -> str:
+    """The text with LaTeX commands in place of characters that LaTeX reads as its own, or that its fonts lack."""
     # The hat is a combining character, so the pair is replaced before single characters are.
     parts = text.split("p̂")
     return LATEX["p̂"].join("".join(LATEX.get(character, character) for character in part) for part in parts)

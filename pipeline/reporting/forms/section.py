@@ -19,6 +19,8 @@ class Block:
 
 @dataclass(frozen=True)
 class Section:
+    """A question of the report, and the tables and figures that answer it, in their order on the page."""
+
     name: str
     """Its anchor on the page."""
     title: str

@@ -25,7 +25,7 @@ SHAPES = {
 """Objective -> its marker, as in the figures; anything else is a circle."""
 ROW = 20
 """Height of a row, pixels."""
-MARGIN = 4.0
+EDGE = 4.0
 """Percent of the width that is left free at either end."""
 LANE = 3.5
 """Pixels between marks with bars in one row, so that the bars do not hide each other."""
@@ -34,6 +34,8 @@ TICKS = 4
 
 @dataclass(frozen=True)
 class Mark:
+    """A value in a row of a strip, with the ends of its interval where it has one, all in the axis' unit."""
+
     value: float
     low: float | None = None
     high: float | None = None
@@ -76,7 +78,7 @@ def position(strip: Strip, value: float) -> float:
     if strip.log:
         low, high, value = math.log(low), math.log(high), math.log(value)
     share = 0.5 if high == low else (value - low) / (high - low)
-    return round(MARGIN + (100 - 2 * MARGIN) * share, 2)
+    return round(EDGE + (100 - 2 * EDGE) * share, 2)
 
 
 def _axis_ticks(strip: Strip) -> list[float]:
@@ -127,7 +129,7 @@ def in_words(strip: Strip) -> str:
     return f"{strip.axis}. {'; '.join(row for row in rows if not row.endswith(': '))}"
 
 
-def to_html(strip: Strip) -> Markup:
+def strip_html(strip: Strip) -> Markup:
     """The strip: a line a row, and below them its axis; nothing where it has no marks."""
     if not any(marks for _, marks in strip.rows):
         return Markup()

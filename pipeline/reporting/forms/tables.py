@@ -28,9 +28,9 @@ from pipeline.reporting.evidence.verdicts import (
     VERDICTS,
     Comparison,
     Judged,
+    beside_chance,
     bits_sd,
     compare,
-    in_words,
     verdict,
 )
 from pipeline.reporting.forms.numbers import DASH, minus, number
@@ -104,13 +104,14 @@ def count(value: float | None) -> str:
     return DASH if value is None else f"{value:.0f}" if float(value).is_integer() else f"{value:.1f}"
 
 
-def active_units(cell: Cell | None, layers: int) -> str:
+def our_units(cell: Cell | None, layers: int) -> str:
     """`19`, or `16+5` for two layers, bottom first; a dash when there are none."""
     counts = [estimate(cell, f"active_units_{layer}") for layer in range(1, layers + 1)]
     return "+".join(count(known.value) for known in counts if known) if all(counts) else DASH
 
 
 def published_units(place: Place) -> str:
+    """The paper's counts of active units by layer, bottom first: `16+5`; a dash unless all of them are printed."""
     values = [published_at(place, f"active_units_{layer}") for layer in range(1, place.layers + 1)]
     return "+".join(count(known.value) for known in values if known) if all(values) else DASH
 
@@ -198,7 +199,7 @@ def _display(row: Row) -> dict[str, str]:
         if compared
         else DASH,
         "verdict": row.verdict,
-        "active units": active_units(row.cell, row.place.layers),
+        "active units": our_units(row.cell, row.place.layers),
         "paper's units": published_units(row.place),
         "reruns by others": _brief_reruns(reruns_of(row.place, row.metric)),
     }
@@ -207,6 +208,13 @@ def _display(row: Row) -> dict[str, str]:
 def build_table(
     name: str, title: str, caption: str, rows: list[Row], drop: Iterable[str], notes: Iterable[str]
 ) -> Table:
+    """The table of `rows`, each a number of ours beside the paper's.
+
+    `drop`: columns that are not shown; their numbers stay in the CSV. The protocol has a column where there are two or
+    more, and reruns have one where somebody else ran a cell. `notes`: what is said below it, to which come notes on
+    protocols, reruns, test bits and verdicts where the rows call for them. The paper's numbers that are not judged are
+    greyed.
+    """
     data = pd.DataFrame([_data(row) for row in rows])
     display = pd.DataFrame([_display(row) for row in rows]).drop(columns=list(drop))
     protocols = {row.cell.protocol for row in rows if row.cell}
@@ -219,7 +227,7 @@ def build_table(
     else:
         notes.append(RERUNS_NOTE)
     judged = [Judged(row.place.dataset, one, row.verdict, row.metric) for row in rows if (one := row.comparison)]
-    counts = in_words([one for one in judged if one.verdict in VERDICTS])
+    counts = beside_chance([one for one in judged if one.verdict in VERDICTS])
     notes = [*notes, *(note for note in (bits_note(rows), counts) if note)]
     greyed = frozenset((i, "paper") for i, row in enumerate(rows) if row.published and not row.published.judged)
     return Table(
@@ -248,6 +256,7 @@ def bits_note(rows: Iterable[Row]) -> str:
 
 
 def sort_key(place: Place) -> tuple[str, int, str, int, int, float]:
+    """Order of rows within a table: dataset, layers, objective, samples per image, M, and β or α."""
     setting = place.setting
     return (place.dataset, place.layers, setting.objective, setting.T, setting.M, setting.parameter or 0.0)
 
@@ -273,6 +282,10 @@ def beyond_rows(cells: Cells, experiment: str, shown: list[Row], metrics: tuple[
 
 
 def images_note(cells: Cells, experiment: str) -> str:
+    """On how many test images, with how many samples each, an experiment's NLLs rest: a sentence and a blank.
+
+    Empty before a run of it was evaluated.
+    """
     runs = [run for place_cells in cells.values() for cell in place_cells for run in cell.finished]
     used = {
         (int(run.metrics["test_images"]), int(run.metrics["num_samples"]))

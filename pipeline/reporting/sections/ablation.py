@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from pipeline.experiments.known import PROTOCOL_ABLATION
 from pipeline.experiments.names import ProtocolName
 from pipeline.experiments.protocol import PROTOCOLS, Protocol
 from pipeline.reporting.evidence.cells import Cell, Cells, dataset_name, layers_name, setting_name
@@ -12,7 +13,6 @@ from pipeline.reporting.forms.drawing import Figure, MissingFigure
 from pipeline.reporting.forms.effects import effects_forest, effects_table
 from pipeline.reporting.forms.tables import Table, images_note
 
-EXPERIMENT = "protocol-ablation"
 TITLE = "Which details of the protocol matter?"
 CAPTION = (
     "At a time one detail is switched in which Burda et al.'s code and text differ, or of which the text says nothing; "
@@ -29,7 +29,7 @@ def _position(cell: Cell) -> tuple[int, str]:
 
 def _compared(cells: Cells) -> list[Compared]:
     compared = []
-    for place in (place for place in cells if place.experiment == EXPERIMENT):
+    for place in (place for place in cells if place.experiment == PROTOCOL_ABLATION):
         names = [ProtocolName.of(cell.protocol) for cell in cells[place]]
         bases = {name.whole for name in names if name.switches}
         reference = next((cell for cell in cells[place] if cell.protocol in bases), None)
@@ -49,11 +49,12 @@ def table(cells: Cells) -> Table | None:
     if not compared:
         return None
     see = "Below zero: the switch makes the model better."
-    caption = f"{see}\nNLL in nats, lower is better. {CAPTION} {images_note(cells, EXPERIMENT)}".strip()
+    caption = f"{see}\nNLL in nats, lower is better. {CAPTION} {images_note(cells, PROTOCOL_ABLATION)}".strip()
     return effects_table("protocol_ablation", f"{TITLE} The numbers", caption, compared, "protocol", "as it is")
 
 
 def forest(cells: Cells) -> Figure | MissingFigure:
+    """NLL (nats) under each switch minus NLL under the protocol as it is, as a point with its interval each."""
     caption = f"Left of the line: the switch makes the model better, if the bar stays there.\n{CAPTION}"
     needs = "finished runs of protocol-ablation, with and without a switch"
     return effects_forest("protocol_ablation", TITLE, caption, _compared(cells), "the protocol as it is", needs)

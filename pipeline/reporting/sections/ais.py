@@ -27,7 +27,7 @@ COLUMNS = {
     "simulated/upper": "reverse chain",
 }
 REMEDY = "delete it, and make it anew where it is wanted (python -m stages.ais)"
-NLL = {"test/estimate", "test/lower", "simulated/estimate", "simulated/lower", "simulated/upper"}
+NEGATED = {"test/estimate", "test/lower", "simulated/estimate", "simulated/lower", "simulated/upper"}
 
 
 def opinions(results: Path) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def ais_tables(results: Path) -> list[Table]:
             results / CohortKey.of(one["cohort"]).name / f"ais-{one['run']}.json", "a second opinion", REMEDY
         ):
             summary, how = one["summary"], one["how"]
-            values = {name: -summary[name] if name in NLL else summary[name] for name in COLUMNS}
+            values = {name: -summary[name] if name in NEGATED else summary[name] for name in COLUMNS}
             error = {"se": summary["test/lower_minus_estimate_se"]}
             asked = {name: how[name] for name in ("num_samples", "images", "transitions", "chains")}
             rows.append({"cohort": one["cohort"], "run": one["run"], **values, **error, **asked})

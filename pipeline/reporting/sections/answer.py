@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.experiments.known import BURDA_TABLE1, BURDA_TABLE3, TWO_DIMENSIONAL
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import METRIC_TABLE
 from pipeline.reporting.evidence.cells import (
@@ -47,7 +48,7 @@ from pipeline.reporting.sections.depth import whole_epochs
 from pipeline.reporting.sections.gradients import DECODER_RATIO, PAPER_ENCODER_SNR, RATIOS, SLOPES
 
 HERE, PAPER = "here", "paper"
-BURDA = (("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist"))
+BURDA_CELLS = ((BURDA_TABLE1, "mnist"), (BURDA_TABLE1, "omniglot"), (BURDA_TABLE3, "fixed-mnist"))
 BURDA_SETTINGS = (
     Setting.burda("vae", 1),
     *(Setting.burda(objective, k) for objective in ("vae", "iwae") for k in (5, 50)),
@@ -60,6 +61,8 @@ COMPARED_KS = (50, 5)
 
 @dataclass(frozen=True)
 class Card:
+    """A question of the first screen with its answer."""
+
     question: str
     answer: str
     """A word or two."""
@@ -82,7 +85,7 @@ def cards(report: Report) -> list[Card]:
 def beside_the_paper(report: Report) -> str:
     """How far the NLLs of Burda's tables are from the printed ones, with the verdicts; empty without such a cell."""
     differences, said = [], Counter[str]()
-    for (experiment, dataset), layers, setting in itertools.product(BURDA, (1, 2), BURDA_SETTINGS):
+    for (experiment, dataset), layers, setting in itertools.product(BURDA_CELLS, (1, 2), BURDA_SETTINGS):
         place = Place(experiment, dataset, layers, setting)
         cell, printed = find(report.cells, place), published_at(place, "nll")
         comparison, verdict = compare(cell, "nll", printed), judge(cell, "nll", printed, report.scale)
@@ -98,10 +101,12 @@ def beside_the_paper(report: Report) -> str:
 
 
 def of_family(report: Report, *families: str) -> list[ClaimResult]:
+    """The report's claims of these families, in the report's order."""
     return [claim for claim in report.claims if claim.family in families]
 
 
 def known(claims: Sequence[ClaimResult]) -> list[tuple[ClaimResult, Effect]]:
+    """The claims whose cells were run, each with its effect."""
     return [(claim, claim.effect) for claim in claims if claim.effect is not None]
 
 
@@ -184,6 +189,7 @@ def paper_effects(claims: Sequence[ClaimResult]) -> list[float]:
 
 
 def beats(report: Report) -> Card:
+    """Does IWAE beat VAE? By their NLLs (nats) at equal k, in Burda's cells."""
     claims = of_family(report, BEATS)
     ours, papers = [effect.value for _, effect in known(claims)], paper_effects(claims)
     if ours:
@@ -203,17 +209,17 @@ def beats(report: Report) -> Card:
 
 
 @dataclass(frozen=True)
-class Gain:
+class SampleGain:
     """What an objective gains from more samples in one cell: ours and the paper's, nats."""
 
     ours: Effect | None
     paper: float | None
 
 
-def gains(report: Report, objective: str, k: int) -> list[Gain]:
+def sample_gains(report: Report, objective: str, k: int) -> list[SampleGain]:
     """From 1 to k samples, by dataset and depth."""
     gained = []
-    for experiment, dataset in BURDA:
+    for experiment, dataset in BURDA_CELLS:
         for layers in (1, 2):
             places = [
                 Place(experiment, dataset, layers, setting)
@@ -221,19 +227,25 @@ def gains(report: Report, objective: str, k: int) -> list[Gain]:
             ]
             terms = tuple(Term(w, place, find(report.cells, place)) for w, place in zip((1, -1), places, strict=True))
             paper = published_contrast(terms, "log_p_hat")
-            gained.append(Gain(contrast(terms, "log_p_hat"), paper.value if paper else None))
+            gained.append(SampleGain(contrast(terms, "log_p_hat"), paper.value if paper else None))
     return gained
 
 
 def samples(report: Report) -> Card:
+    """Do more samples help? By what k samples gain over one in log p̂ (nats), for IWAE and for VAE.
+
+    k is the first of `COMPARED_KS` of which there is a run.
+    """
     help_iwae, hardly_help_vae = of_family(report, SAMPLES_HELP), of_family(report, SAMPLES_HARDLY_HELP)
     claims = help_iwae + hardly_help_vae
-    run = [k for k in COMPARED_KS if any(gain.ours for name in ("iwae", "vae") for gain in gains(report, name, k))]
+    run = [
+        k for k in COMPARED_KS if any(gain.ours for name in ("iwae", "vae") for gain in sample_gains(report, name, k))
+    ]
     k = next(iter(run), COMPARED_KS[0])
     rows: list[tuple[str, tuple[Mark, ...]]] = []
     said: dict[str, list[str]] = {HERE: [], PAPER: []}
     for objective in ("iwae", "vae"):
-        all_gains = gains(report, objective, k)
+        all_gains = sample_gains(report, objective, k)
         known_gains = [gain for gain in all_gains if gain.ours is not None]
         ours = [gain.ours.value for gain in known_gains if gain.ours is not None]
         paper = [gain.paper for gain in known_gains or all_gains if gain.paper is not None]
@@ -272,6 +284,7 @@ def samples(report: Report) -> Card:
 
 
 def units(report: Report) -> Card:
+    """Are more units active? By IWAE's active units minus VAE's at equal k, all layers together."""
     claims = of_family(report, UNITS)
     ours, papers = [effect.value for _, effect in known(claims)], paper_effects(claims)
     here = f"Here IWAE has {span(ours, 0)} more active latent units than VAE at equal k; in" if ours else "In"
@@ -285,20 +298,25 @@ def units(report: Report) -> Card:
     )
 
 
-LATENT = {"two-dimensional": "2 units", "burda-table1": "50 units"}
+LATENT_UNITS = {TWO_DIMENSIONAL: "2 units", BURDA_TABLE1: "50 units"}
 
 
 def posterior(report: Report) -> Card:
+    """Is q wider, and do digits change? By IWAE's width of q over VAE's, and by samples that show another digit, in %.
+
+    Asked of MNIST with 1 layer, with 2 latent units and with 50.
+    """
+
     def value(experiment: str, setting: Setting, metric: str) -> Estimate | None:
         return estimate(find(report.cells, Place(experiment, "mnist", 1, setting)), metric)
 
     def models(k: int) -> tuple[Setting, Setting]:
         return Setting("vae", 1, 1), Setting("iwae", 1, k)
 
-    run = [k for k in COMPARED_KS if any(value(experiment, models(k)[1], "log_q_sd") for experiment in LATENT)]
+    run = [k for k in COMPARED_KS if any(value(experiment, models(k)[1], "log_q_sd") for experiment in LATENT_UNITS)]
     k = next(iter(run), COMPARED_KS[0])
     rows, widths, shares = [], [], []
-    for experiment, label in LATENT.items():
+    for experiment, label in LATENT_UNITS.items():
         changed = [value(experiment, setting, "digit_changes") for setting in models(k)]
         marks = [
             Mark(100 * one.value, objective=setting.objective)
@@ -329,16 +347,18 @@ def posterior(report: Report) -> Card:
 
 
 def best_m(values: dict[int, float]) -> int | None:
+    """The M with the highest value; None where fewer than two values can be compared."""
     return max(values, key=values.__getitem__) if len(values) > 1 else None
 
 
 def interior(report: Report) -> Card:
+    """Is the best (M, K) in the interior? By the best M of MIWAE(M, 64/M) in each metric of Rainforth's Table 1."""
     sweep = [IWAE, *(Setting("miwae", M, K) for M, K in SPLITS), VAE]
     rows: list[tuple[str, tuple[Mark, ...]]] = []
     best: dict[str, list[str]] = {HERE: [], PAPER: []}
     run: set[int] = set()
     for metric in RAINFORTH_METRICS:
-        places = {setting.M: Place("rainforth-table1", "mnist", 1, setting) for setting in sweep}
+        places = {setting.M: Place.rainforth(setting) for setting in sweep}
         ours = {M: one.value for M, place in places.items() if (one := estimate(find(report.cells, place), metric))}
         paper = {M: printed.value for M, place in places.items() if (printed := published_at(place, metric))}
         run |= ours.keys()
@@ -364,9 +384,13 @@ def interior(report: Report) -> Card:
 
 
 def gradients(report: Report) -> Card:
+    """Why? By the encoder gradient's signal-to-noise ratio under IWAE (K = 64) and VAE (M = 64).
+
+    The paper's ratios are read off its plot (`PAPER_ENCODER_SNR`).
+    """
     ours = []
     for setting in PAPER_ENCODER_SNR:
-        one = estimate(find(report.cells, Place("rainforth-table1", "mnist", 1, setting)), "snr_encoder")
+        one = estimate(find(report.cells, Place.rainforth(setting)), "snr_encoder")
         if one is not None and one.value > 0:
             ours.append(Mark(one.value, objective=setting.objective))
     paper = tuple(Mark(value, objective=setting.objective, hollow=True) for setting, value in PAPER_ENCODER_SNR.items())

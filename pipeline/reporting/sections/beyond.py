@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipeline.published import BURDA_TABLES, published_at
+from pipeline.experiments.known import KNOWN, TWO_DIMENSIONAL
+from pipeline.published import published_at
 from pipeline.reporting.evidence.cells import (
     Cells,
     dataset_name,
@@ -23,7 +24,8 @@ from pipeline.reporting.sections import ablation, later
 
 def other_runs(cells: Cells, scale: str) -> Table | None:
     """Runs of experiments that no other table knows; None when there are none."""
-    known = {*BURDA_TABLES, "every-objective", "rainforth-table1", "later-estimators", "protocol-ablation", "mk-plane"}
+    # Those with two latent units have pictures, and no table but this one.
+    known = {*KNOWN} - {TWO_DIMENSIONAL}
     rows = [
         Row(
             f"{place.experiment}: {dataset_name(place.dataset)}, {layers_name(place.layers)}",
@@ -46,6 +48,7 @@ def other_runs(cells: Cells, scale: str) -> Table | None:
 
 
 def section(report: Report) -> Section:
+    """What lies beyond the papers: later estimators, the protocol's details, and experiments of the reader's own."""
     cells = report.cells
     return Section(
         "beyond",

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from pipeline.experiments.known import BURDA_TABLE1, RAINFORTH_TABLE1, TWO_DIMENSIONAL
 from pipeline.published import Setting
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
@@ -20,7 +21,7 @@ from pipeline.reporting.evidence.cells import (
     setting_name,
     with_parameter,
 )
-from pipeline.reporting.evidence.statistics import SEED, log_normal_bias
+from pipeline.reporting.evidence.statistics import RESAMPLING_SEED, log_normal_bias
 from pipeline.reporting.forms.drawing import (
     BURDA_EXPERIMENTS,
     GRID,
@@ -44,8 +45,8 @@ SIGMAS = {0.5: "o", 1.0: "s", 2.0: "^"}
 """Standard deviations of log w in the toy, and their markers."""
 STYLES = {"VAE k = 1": ":", "IWAE k = 5": "--", "IWAE k = 50": "-"}
 BIAS_PANELS = (
-    ("burda-table1", "MNIST, 1 layer: {} test images", 1.0),
-    ("two-dimensional", "MNIST, 2 latent units: the {} test\nimages with the steadiest weights", 0.5),
+    (BURDA_TABLE1, "MNIST, 1 layer: {} test images", 1.0),
+    (TWO_DIMENSIONAL, "MNIST, 2 latent units: the {} test\nimages with the steadiest weights", 0.5),
 )
 """Experiment, heading with room for the number of images, and the share of them: those of the steadiest w."""
 FEWEST_GROUPS = 8
@@ -54,15 +55,15 @@ FEWEST_GROUPS = 8
 
 SHOWN_SIGMA = 1.5
 """Standard deviation of log w where the two ways of averaging are shown."""
-MOST = 64
+MOST_WEIGHTS = 64
 DRAWS = 2**17
 
 
 def log_mean(results: list[RunResult]) -> Figure:
     """Averaging M logarithms beside averaging K weights: for known weights, and for trained models on MNIST."""
     name, title = "log_mean", "Why average inside the logarithm?"
-    runs = shown_runs(results, "burda-table1", "mnist", "bound_gaps")
-    counts = 2 ** np.arange(int(np.log2(MOST)) + 1)
+    runs = shown_runs(results, BURDA_TABLE1, "mnist", "bound_gaps")
+    counts = 2 ** np.arange(int(np.log2(MOST_WEIGHTS)) + 1)
     records = []
     with open_canvas(name, 9.6 if runs else 5.4, 3.9) as canvas:
         axes = canvas.subplots(1, 2 if runs else 1, squeeze=False)[0]
@@ -111,7 +112,7 @@ def log_mean(results: list[RunResult]) -> Figure:
 
 def _log_weights(samples: int) -> NDArray[np.float64]:
     """log w of log-normal weights with mean 1, [DRAWS, samples]; the same numbers at every call."""
-    rng = np.random.default_rng([SEED, samples])
+    rng = np.random.default_rng([RESAMPLING_SEED, samples])
     return SHOWN_SIGMA * rng.standard_normal((DRAWS // samples, samples)) - SHOWN_SIGMA**2 / 2
 
 
@@ -214,10 +215,10 @@ def ess_violins(results: list[RunResult], dataset: str, T: int | None = None) ->
     sweep = T is not None
     name = "ess_rainforth" if sweep else f"ess_{dataset}"
     title = f"How evenly are samples weighted? {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
-    experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
+    experiments = (RAINFORTH_TABLE1,) if sweep else BURDA_EXPERIMENTS
     runs = first_seeds(results, experiments, dataset, "ess_64")
     if not runs:
-        wanted = "rainforth-table1" if sweep else "Burda's setting"
+        wanted = RAINFORTH_TABLE1 if sweep else "Burda's setting"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
     depths = sorted({run.spec.layers for run in runs})
     shares = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -266,6 +267,7 @@ def _short_name(setting: Setting, sweep: bool) -> str:
 
 
 def section(report: Report) -> Section:
+    """What more samples do to the bound: log-means of weights against their number, and effective sample sizes."""
     datasets = tuple(DATASET_NAMES)
     return Section(
         "bias",

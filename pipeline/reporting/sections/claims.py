@@ -16,7 +16,7 @@ from pipeline.reporting.forms.drawing import (
     open_canvas,
 )
 
-UNITS = {
+EFFECT_AXES = {
     "nats": "effect in nats",
     "units": "effect in active units",
     "%": "effect in % (logarithmic beyond ±10)",
@@ -44,13 +44,13 @@ def claims_forest(decided: list[ClaimResult]) -> Figure | MissingFigure:
             "paper_verified": [result.paper_verified for result in known],
         }
     )
-    units = [unit for unit in UNITS if (data["unit"] == unit).any()]
+    units = [unit for unit in EFFECT_AXES if (data["unit"] == unit).any()]
     heights = [(data["unit"] == unit).sum() + data.loc[data["unit"] == unit, "family"].nunique() for unit in units]
     with open_canvas(name, 9.5, 0.6 * len(units) + 0.2 * sum(heights)) as canvas:
         axes = canvas.subplots(len(units), 1, height_ratios=heights, squeeze=False)[:, 0]
         for ax, unit in zip(axes, units, strict=True):
             _forest(ax, data[data["unit"] == unit])
-            ax.set_xlabel(UNITS[unit])
+            ax.set_xlabel(EFFECT_AXES[unit])
             if unit == "%":
                 # From a few percent to some hundred.
                 ax.set_xscale("symlog", linthresh=10)

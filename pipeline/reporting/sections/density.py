@@ -11,7 +11,8 @@ import seaborn as sns
 from matplotlib.axes import Axes
 
 from pipeline.data.catalogue import DATASETS
-from pipeline.published import Place, Setting, burda_table, published_at, published_value
+from pipeline.experiments.known import BURDA_FROM_SCRATCH, BURDA_TABLE1, BURDA_TABLE2, BURDA_TABLE3, EVERY_OBJECTIVE
+from pipeline.published import Place, Setting, burda_experiment, burda_table, published_at, published_value
 from pipeline.records.metrics import ACTIVE_VARIANCE
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
@@ -54,11 +55,11 @@ from pipeline.reporting.forms.section import Section, folded, shown
 from pipeline.reporting.forms.tables import (
     Row,
     Table,
-    active_units,
     beyond_rows,
     build_table,
     dropped_columns,
     images_note,
+    our_units,
     published_units,
 )
 from pipeline.reporting.report import Report
@@ -66,7 +67,7 @@ from pipeline.reporting.sections import active_units as threshold
 from pipeline.reporting.sections import depth
 from pipeline.reporting.sections.ais import ais_tables, gains_table
 
-CHARDATA = "chardata.mat"
+CHARDATA_VARIANT = "chardata.mat"
 """Burda et al.'s file of OMNIGLOT, as `training.data.variant` names it."""
 EVERY_OBJECTIVE_SETTINGS = (
     Setting("ciwae", 1, 5, 0.5),
@@ -80,10 +81,11 @@ def omniglot_note(rows: Iterable[Row]) -> str:
     """Says where the OMNIGLOT runs of a table do not have Burda's own file; ends in a space where it says anything."""
     runs = [run for row in rows if row.cell for run in row.cell.finished if run.spec.dataset == "omniglot"]
     named = (run.training.get("data", {}).get("variant") for run in runs)
-    variants = {variant for variant in named if variant is not None} - {CHARDATA}
+    variants = {variant for variant in named if variant is not None} - {CHARDATA_VARIANT}
     if not variants:
         return ""
-    return f"OMNIGLOT here is {', '.join(sorted(variants))}: not the file {CHARDATA} that the paper's numbers rest on. "
+    used = ", ".join(sorted(variants))
+    return f"OMNIGLOT here is {used}: not the file {CHARDATA_VARIANT} that the paper's numbers rest on. "
 
 
 def burda(cells: Cells, experiment: str, scale: str) -> Table:
@@ -115,7 +117,7 @@ def burda(cells: Cells, experiment: str, scale: str) -> Table:
         f"active units (bottom layer first). {images_note(cells, experiment)}{omniglot_note(rows)}"
         f"SE: standard error over test images. {IN_CAPTIONS} VAE and IWAE are one algorithm at k = 1: one run."
     )
-    fixed = ", MNIST with fixed binarization" if experiment == "burda-table3" else ""
+    fixed = ", MNIST with fixed binarization" if experiment == BURDA_TABLE3 else ""
     title = f"Burda et al., Table {numeral}: density estimation{fixed}"
     return build_table(f"burda_table{numeral}", title, caption, rows, dropped_columns(rows, units=True), notes)
 
@@ -123,14 +125,14 @@ def burda(cells: Cells, experiment: str, scale: str) -> Table:
 def burda_table2(cells: Cells, scale: str) -> Table:
     """Burda's Table 2: training goes on under the other objective, from weights and optimizer state."""
     rows = []
-    published = burda_table("burda-table2")
+    published = burda_table(BURDA_TABLE2)
     second_stages = published[published["first_objective"].notna()]
     for record in second_stages.to_dict("records"):
         dataset, layers = record["dataset"], record["layers"]
         first = Setting.burda(record["first_objective"], int(record["first_k"]))
         second = Setting.burda(record["objective"], record["k"])
-        second_place = Place("burda-table2", dataset, layers, second)
-        first_place = Place("burda-table1", dataset, layers, first)
+        second_place = Place(BURDA_TABLE2, dataset, layers, second)
+        first_place = Place(BURDA_TABLE1, dataset, layers, first)
         second_cell = find(cells, second_place)
         first_cell = first_stage(cells, second_cell, first_place)
         names = [f"{with_parameter(first)} k = {first.T}", f"{with_parameter(second)} k = {second.T}"]
@@ -140,7 +142,7 @@ def burda_table2(cells: Cells, scale: str) -> Table:
             (f"second stage: {names[1]}", second_place, second_cell),
         ):
             rows.append(Row(group, label, place, cell, "nll", published_at(place, "nll"), scale))
-    rows += beyond_rows(cells, "burda-table2", rows, ("nll",), scale)
+    rows += beyond_rows(cells, BURDA_TABLE2, rows, ("nll",), scale)
     caption = (
         "A model that goes on under the other objective drifts towards what that one gives: by objective, not by "
         "start.\nNLL in nats (lower is better) and active units after each stage. The second stage starts from the "
@@ -157,7 +159,7 @@ def every_objective(cells: Cells, scale: str) -> Table:
         Row(
             f"{dataset_name(dataset)}, {layers_name(layers)}",
             f"{setting_name(setting)}, T = {setting.T}",
-            place := Place("every-objective", dataset, layers, setting),
+            place := Place(EVERY_OBJECTIVE, dataset, layers, setting),
             find(cells, place),
             "nll",
             None,
@@ -167,7 +169,7 @@ def every_objective(cells: Cells, scale: str) -> Table:
         for layers in (1, 2)
         for setting in EVERY_OBJECTIVE_SETTINGS
     ]
-    rows += beyond_rows(cells, "every-objective", rows, ("nll",), scale)
+    rows += beyond_rows(cells, EVERY_OBJECTIVE, rows, ("nll",), scale)
     caption = (
         "Below zero in the last column is better than IWAE with as many samples.\nNLL in nats, lower is better. The "
         "last column is the NLL minus IWAE's at the same T ± its standard error, paired by test image. "
@@ -186,7 +188,7 @@ def every_objective(cells: Cells, scale: str) -> Table:
 
 
 def _minus_iwae(cells: Cells, row: Row) -> Effect | None:
-    iwae = Place("burda-table1", row.place.dataset, row.place.layers, Setting("iwae", 1, row.place.setting.T))
+    iwae = Place(BURDA_TABLE1, row.place.dataset, row.place.layers, Setting("iwae", 1, row.place.setting.T))
     return contrast((Term(1, row.place, row.cell), Term(-1, iwae, find(cells, iwae))), "nll")
 
 
@@ -242,7 +244,7 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
             shown[f"{objective}: NLL"] = (
                 f"{number(ours.value if ours else None)} ({number(paper.value if paper else None)})"
             )
-            shown[f"{objective}: active units"] = f"{active_units(cell, layers)} ({published_units(place)})"
+            shown[f"{objective}: active units"] = f"{our_units(cell, layers)} ({published_units(place)})"
             record |= {f"{objective.lower()}_nll": ours.value if ours else None}
             record |= {f"paper_{objective.lower()}_nll": paper.value if paper else None}
         if len(set(values.values())) > 1:
@@ -256,7 +258,7 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
         f"Ours, and in brackets the paper's: NLL in nats per image, lower is better, the better of a row in bold. "
         f"{images_note(cells, experiment)}At k = 1 VAE and IWAE are one algorithm and one run. Grey: on its way."
     )
-    fixed = ", fixed binarization" if experiment == "burda-table3" else ""
+    fixed = ", fixed binarization" if experiment == BURDA_TABLE3 else ""
     return Table(
         f"table{numeral}",
         f"Burda et al., Table {numeral}{fixed}, ours (the paper's)",
@@ -269,7 +271,7 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
     )
 
 
-OBJECTIVES = {"VAE": "vae", "IWAE": "iwae", "CIWAE(β=0.5)": "ciwae", "MIWAE": "miwae", "PIWAE": "piwae"}
+OBJECTIVE_OF_ROW = {"VAE": "vae", "IWAE": "iwae", "CIWAE(β=0.5)": "ciwae", "MIWAE": "miwae", "PIWAE": "piwae"}
 """Heading of a row in Burda's setting -> objective."""
 DODGE = 0.09
 
@@ -301,9 +303,11 @@ def objectives_figure(cells: Cells) -> Figure:
             whole_numbers(axes[1, column].yaxis)
         axes[0, 0].set_ylabel("NLL minus that of\nVAE, k = 1 (nats)")
         axes[1, 0].set_ylabel("active units\n(all layers)")
-        known = [objective for objective in OBJECTIVES if (data["objective"] == objective).any()]
+        known = [objective for objective in OBJECTIVE_OF_ROW if (data["objective"] == objective).any()]
         canvas.legend(
-            handles=legend_handles([OBJECTIVES[heading] for heading in known]), loc="outside lower center", ncols=7
+            handles=legend_handles([OBJECTIVE_OF_ROW[heading] for heading in known]),
+            loc="outside lower center",
+            ncols=7,
         )
         caption = (
             "Further down is better: compare how far the lines of IWAE and of VAE fall as k grows.\n"
@@ -319,13 +323,13 @@ def _of_panel(data: pd.DataFrame, panel: tuple[str, int]) -> pd.Series[bool]:
 
 def _objectives_data(cells: Cells) -> pd.DataFrame:
     rows = []
-    for dataset, info in DATASETS.items():
-        experiment = "burda-table3" if info.fixed else "burda-table1"
+    for dataset in DATASETS:
+        experiment = burda_experiment(dataset)
         for layers in (1, 2):
             base = Place(experiment, dataset, layers, Setting("vae", 1, 1))
             reference = Term(-1, base, cell_in_burda(cells, dataset, layers, "VAE", 1))
             paper_base = published_at(base, "nll")
-            for heading, objective in OBJECTIVES.items():
+            for heading, objective in OBJECTIVE_OF_ROW.items():
                 for k in BURDA_KS:
                     place = Place(experiment, dataset, layers, Setting.burda(objective, k))
                     cell = cell_in_burda(cells, dataset, layers, heading, k)
@@ -353,7 +357,7 @@ def _objectives_data(cells: Cells) -> pd.DataFrame:
 
 
 def _objective_lines(ax: Axes, data: pd.DataFrame, ours: str, error: str | None, paper: str) -> None:
-    for i, (heading, objective) in enumerate(OBJECTIVES.items()):
+    for i, (heading, objective) in enumerate(OBJECTIVE_OF_ROW.items()):
         curve = data[data["objective"] == heading]
         x = np.arange(len(curve)) + DODGE * (i - 2)
         style: dict[str, Any] = {"color": colour_of(objective), "marker": MARKERS[objective], "ms": 5}
@@ -370,13 +374,13 @@ def difference_heatmap(cells: Cells) -> Figure | MissingFigure:
     name, title = "ours_minus_paper", "Ours minus the paper's NLL, every cell of Burda's tables"
     columns = [("vae", 1), ("vae", 5), ("iwae", 5), ("vae", 50), ("iwae", 50)]
     headings = ["VAE = IWAE\nk = 1", "VAE\nk = 5", "IWAE\nk = 5", "VAE\nk = 50", "IWAE\nk = 50"]
-    kinds = [("burda-table1", "mnist"), ("burda-table1", "omniglot"), ("burda-table3", "fixed-mnist")]
+    kinds = [(BURDA_TABLE1, "mnist"), (BURDA_TABLE1, "omniglot"), (BURDA_TABLE3, "fixed-mnist")]
     rows = {
         f"{dataset_name(dataset)}, {layers_name(layers)}": (experiment, dataset, layers)
         for experiment, dataset in kinds
         for layers in (1, 2)
     }
-    rows["MNIST, 1 layer, continued\nunder this objective (Table 2)"] = ("burda-table2", "mnist", 1)
+    rows["MNIST, 1 layer, continued\nunder this objective (Table 2)"] = (BURDA_TABLE2, "mnist", 1)
     values = pd.DataFrame(np.nan, index=list(rows), columns=headings)
     labels = pd.DataFrame("", index=list(rows), columns=headings)
     records = []
@@ -422,7 +426,7 @@ def difference_heatmap(cells: Cells) -> Figure | MissingFigure:
 def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Histograms of the log-variance of every latent unit's posterior mean, VAE against IWAE."""
     name, title = f"units_{dataset}", f"Activity of latent units: {dataset_name(dataset)}"
-    experiments = ("burda-table1", "burda-table3")
+    experiments = BURDA_FROM_SCRATCH
     runs = first_seeds(results, experiments, dataset, "unit_variance_1")
     rows = [(1, 1), (2, 1), (2, 2)]
     rows = [(layers, unit) for layers, unit in rows if any(run.spec.layers == layers for run in runs)]
@@ -481,10 +485,11 @@ def unit_activity(results: list[RunResult], dataset: str) -> Figure | MissingFig
 
 
 def section(report: Report) -> Section:
+    """Which objective gives the better NLL: Burda's Tables 1 to 3, other objectives in that setting, active units."""
     cells, scale = report.cells, report.scale
     datasets = tuple(DATASET_NAMES)
     under_way = gather(report.under_way)
-    fixed = side_by_side(cells, "burda-table3", under_way)
+    fixed = side_by_side(cells, BURDA_TABLE3, under_way)
     return Section(
         "density",
         "Which objective makes the better density model?",
@@ -492,10 +497,10 @@ def section(report: Report) -> Section:
         "NLL of test images in nats per image, lower is better, and how many latent units are active: Burda et al.'s "
         "three tables, and the objectives of Rainforth et al. in the same setting.",
         (
-            *shown(side_by_side(cells, "burda-table1", under_way), depth.under_way_table(report.under_way)),
+            *shown(side_by_side(cells, BURDA_TABLE1, under_way), depth.under_way_table(report.under_way)),
             *shown(objectives_figure(cells), depth.series_figure(report)),
-            *folded(burda(cells, "burda-table1", scale), burda_table2(cells, scale)),
-            *folded(fixed, burda(cells, "burda-table3", scale), every_objective(cells, scale)),
+            *folded(burda(cells, BURDA_TABLE1, scale), burda_table2(cells, scale)),
+            *folded(fixed, burda(cells, BURDA_TABLE3, scale), every_objective(cells, scale)),
             *folded(difference_heatmap(cells) if report.comparable else None),
             *folded(*(unit_activity(report.results, dataset) for dataset in datasets)),
             *folded(threshold.sweep_table(report.results)),

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
+from pipeline.experiments.known import BURDA_FROM_SCRATCH
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import value_of
@@ -44,12 +45,11 @@ from pipeline.reporting.forms.drawing import (
     whole_numbers,
 )
 from pipeline.reporting.forms.numbers import DASH, number
-from pipeline.reporting.forms.tables import Table, active_units, published_units
+from pipeline.reporting.forms.tables import Table, our_units, published_units
 from pipeline.reporting.report import Report
 
 FULL = sum(stage.epochs for stage in burda_schedule(True))
 """Epochs of the papers' schedule."""
-BURDA = ("burda-table1", "burda-table3")
 SHOWN_FAMILIES = (BEATS, SAMPLES_HELP, SAMPLES_HARDLY_HELP, DEPTH, UNITS)
 """Families that need no more than what every waypoint is evaluated for."""
 
@@ -79,7 +79,7 @@ def under_way_table(runs: Sequence[RunResult]) -> Table | None:
     for run in ordered:
         cell, paper = Cell(Place.of(run), run.spec.protocol_name, (run,)), published_at(Place.of(run), "nll")
         nll = value_of(run.metrics, "nll")
-        units = active_units(cell, run.spec.layers)
+        units = our_units(cell, run.spec.layers)
         rows.append(
             {
                 "run": f"{setting_name(Setting.of(run.spec))}, seed {run.spec.seed}",
@@ -117,7 +117,7 @@ def _drawn_runs(report: Report) -> list[RunResult]:
     """The first seed of each cell of Burda's tables 1 and 3 that was measured at more than one depth."""
     chosen: dict[Place, RunResult] = {}
     for run in (*report.results, *report.under_way):
-        if run.experiment in BURDA and run.waypoints:
+        if run.experiment in BURDA_FROM_SCRATCH and run.waypoints:
             known = chosen.get(Place.of(run))
             if known is None or run.spec.seed < known.spec.seed:
                 chosen[Place.of(run)] = run

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import value_of
 from pipeline.records.results import TOY
@@ -45,9 +46,9 @@ from pipeline.reporting.forms.section import Block, Section, folded, shown
 from pipeline.reporting.forms.tables import Table
 from pipeline.reporting.report import Report
 
-SWEEPS = {"vae": "VAE, M samples", "iwae": "IWAE, K samples", "iwae-dreg": "IWAE-DReG, K samples"}
+SWEEP_TITLES = {"vae": "VAE, M samples", "iwae": "IWAE, K samples", "iwae-dreg": "IWAE-DReG, K samples"}
 SWEEP_COLOURS = {"vae": COLOURS["vae"], "iwae": COLOURS["iwae"], "iwae-dreg": OTHER_COLOUR}
-PANELS = {"b": "encoder: b", "A": "encoder: A", "mu": "decoder: μ"}
+TOY_PANELS = {"b": "encoder: b", "A": "encoder: A", "mu": "decoder: μ"}
 SHOWN_DIMENSIONS = 20
 """Single parameters that are drawn as thin lines, of A the first so many."""
 HISTOGRAM_SIZES = 4
@@ -60,7 +61,7 @@ TRAINED = (VAE, Setting("ciwae", 1, 64, 0.5), Setting("miwae", 8, 8), Setting("p
 PAPER_ENCODER_SNR = {
     setting: published.value
     for setting in TRAINED
-    if (published := published_at(Place("rainforth-table1", "mnist", 1, setting), "snr_encoder"))
+    if (published := published_at(Place.rainforth(setting), "snr_encoder"))
 }
 """Read off the authors' plot, so no number to judge by."""
 
@@ -91,8 +92,8 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
     frames = []
     with open_canvas(name, 11, 4.3) as canvas:
         axes = canvas.subplots(1, 3, sharey=True)
-        for ax, (group, heading) in zip(axes, PANELS.items(), strict=True):
-            for sweep, label in SWEEPS.items():
+        for ax, (group, heading) in zip(axes, TOY_PANELS.items(), strict=True):
+            for sweep, label in SWEEP_TITLES.items():
                 if sweep == "iwae-dreg" and group == "mu":
                     continue
                 key = f"{sweep}/{group}"
@@ -118,8 +119,10 @@ def toy_snr(toy: ToyResult | None) -> Figure | MissingFigure:
         dashed = Line2D([], [], color=INK, lw=1, ls="--", label="theory")
         canvas.legend(handles=[*axes[0].get_legend_handles_labels()[0], dashed], loc="outside lower center", ncols=4)
         axes[0].set_ylabel("SNR = |mean| / standard deviation")
-        top = max(float(np.nanmax(toy.arrays[f"{s}/{g}/snr"][:, :SHOWN_DIMENSIONS])) for s in SWEEPS for g in PANELS)
-        bottom = min(float(np.nanmin(toy.closed_form(f"iwae/{group}"))) for group in PANELS)
+        top = max(
+            float(np.nanmax(toy.arrays[f"{s}/{g}/snr"][:, :SHOWN_DIMENSIONS])) for s in SWEEP_TITLES for g in TOY_PANELS
+        )
+        bottom = min(float(np.nanmin(toy.closed_form(f"iwae/{group}"))) for group in TOY_PANELS)
         axes[0].set_ylim(bottom / 4, top * 1.5)
         draws = toy.metrics["gradients"]
         caption = (
@@ -164,7 +167,7 @@ def toy_dsnr(toy: ToyResult | None) -> Figure | MissingFigure:
     with open_canvas(name, 9, 3.8) as canvas:
         axes = canvas.subplots(1, 2, sharey=True)
         for ax, (group, heading) in zip(axes, (("encoder", "encoder: A and b"), ("mu", "decoder: μ")), strict=True):
-            for sweep, label in SWEEPS.items():
+            for sweep, label in SWEEP_TITLES.items():
                 if sweep == "iwae-dreg" and group == "mu":
                     continue
                 mean, low, high = toy.arrays[f"{sweep}/{group}/dsnr"].T
@@ -241,8 +244,8 @@ def slopes_table(toy: ToyResult | None) -> list[Table]:
     if toy is None:
         return []
     rows, groups = [], []
-    for sweep, label in SWEEPS.items():
-        for group, heading in (PANELS | {"encoder": "encoder: A and b"}).items():
+    for sweep, label in SWEEP_TITLES.items():
+        for group, heading in (TOY_PANELS | {"encoder": "encoder: A and b"}).items():
             parts = ("slope", "slope_se", "slope_closed_form", "slope_limit")
             rows.append({"sweep": sweep, "group": heading, **{p: toy.metrics[f"{p}/{sweep}/{group}"] for p in parts}})
             groups.append(label)
@@ -269,7 +272,7 @@ def slopes_table(toy: ToyResult | None) -> list[Table]:
 
 
 def _cell(cells: Cells, setting: Setting) -> tuple[Place, Cell | None]:
-    place = Place("rainforth-table1", "mnist", 1, setting)
+    place = Place.rainforth(setting)
     return place, find(cells, place)
 
 
@@ -287,7 +290,7 @@ def _over_seeds(cell: Cell | None, metric: str) -> pd.DataFrame:
     return pd.DataFrame({"step": runs[0].arrays["snr/step"], "value": values.mean(0), "half_width": half_widths})
 
 
-MEASURES = {
+SNR_PANELS = {
     "snr_encoder": "encoder: mean SNR",
     "dsnr_encoder": "encoder: DSNR",
     "snr_decoder": "decoder: mean SNR",
@@ -307,11 +310,11 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
     name, title = "snr_training", "Does it hold while networks train? (T = 64)"
     frames = []
     for setting in TRAINED:
-        for measure in MEASURES:
+        for measure in SNR_PANELS:
             frame = _over_seeds(_cell(cells, setting)[1], measure)
             frames.append(
                 frame.assign(
-                    experiment="rainforth-table1",
+                    experiment=RAINFORTH_TABLE1,
                     objective=setting.objective,
                     setting=setting_name(setting),
                     measure=measure,
@@ -322,7 +325,7 @@ def training_snr(cells: Cells) -> Figure | MissingFigure:
         return MissingFigure(name, title, "runs of rainforth-table1 evaluated with `snr_gradients`")
     with open_canvas(name, 11, 6.2) as canvas:
         axes = canvas.subplots(2, 2, sharex=True)
-        for ax, (measure, heading) in zip(axes.flat, MEASURES.items(), strict=True):
+        for ax, (measure, heading) in zip(axes.flat, SNR_PANELS.items(), strict=True):
             for setting in TRAINED:
                 rows = data[(data["measure"] == measure) & (data["setting"] == setting_name(setting))]
                 style: dict[str, Any] = {"color": COLOURS[setting.objective], "marker": MARKERS[setting.objective]}
@@ -414,7 +417,7 @@ def sweep_snr(cells: Cells) -> Figure | MissingFigure:
                     ends = rows.iloc[[0, -1]].assign(when=["initial", "final"])
                     frames.append(
                         ends.assign(
-                            experiment="rainforth-table1", family=objective, M=setting.M, K=setting.K, measure=measure
+                            experiment=RAINFORTH_TABLE1, family=objective, M=setting.M, K=setting.K, measure=measure
                         )
                     )
     if not frames:
@@ -527,6 +530,7 @@ def _ratio_claims(cells: Cells) -> list[Measured]:
 
 
 def section(report: Report) -> Section:
+    """What happens to the gradients: signal-to-noise ratios of trained networks, and of Rainforth's Gaussian model."""
     cells, toy = report.cells, report.toy
     return Section(
         "gradients",

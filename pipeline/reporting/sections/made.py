@@ -9,6 +9,7 @@ from pipeline.reporting.sections import provenance, training
 
 
 def section(report: Report) -> Section:
+    """How the numbers were made: training curves, machines, data, and deviations from what the papers did."""
     results, datasets = report.results, tuple(DATASET_NAMES)
     return Section(
         "made",

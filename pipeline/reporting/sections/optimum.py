@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 
 from pipeline.records.metrics import METRIC_TABLE
-from pipeline.reporting.evidence.cells import RAINFORTH_METRICS, Cells, objective_name
-from pipeline.reporting.evidence.optimum import OBJECTIVES, optimum, papers_best, sweep_points
+from pipeline.reporting.evidence.cells import RAINFORTH_METRICS, SPLIT_OBJECTIVES, Cells, objective_name
+from pipeline.reporting.evidence.optimum import optimum, papers_best, sweep_points
 from pipeline.reporting.evidence.statistics import RESAMPLES
 from pipeline.reporting.forms.numbers import DASH
 from pipeline.reporting.forms.tables import Table
@@ -23,7 +23,7 @@ CAPTION = (
 def optimum_table(cells: Cells) -> Table | None:
     """One row per sweep and metric; None before a whole sweep was run."""
     rows, shown, groups = [], [], []
-    for objective in OBJECTIVES:
+    for objective in SPLIT_OBJECTIVES:
         for metric in RAINFORTH_METRICS:
             points = sweep_points(cells, objective, metric)
             if points is None:

@@ -9,21 +9,21 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
+from pipeline.experiments.known import MK_PLANE
 from pipeline.published import READ_OFF, UNVERIFIED, Place, Published, Setting, published_at
 from pipeline.records.metrics import METRIC_TABLE
-from pipeline.reporting.evidence.cells import DIVERGED, NOT_RUN, Cells, estimate, find, objective_name
+from pipeline.reporting.evidence.cells import DIVERGED, NOT_RUN, SPLIT_OBJECTIVES, Cells, estimate, find, objective_name
 from pipeline.reporting.forms.drawing import INK, Figure, MissingFigure, finish, heatmap, open_canvas
 from pipeline.reporting.forms.numbers import DASH, number
-from pipeline.reporting.forms.tables import Table, active_units, count, images_note
+from pipeline.reporting.forms.tables import Table, count, images_note, our_units
 
-EXPERIMENT, DATASET, LAYERS = "mk-plane", "mnist", 1
-OBJECTIVES = ("miwae", "piwae")
+DATASET, LAYERS = "mnist", 1
 LARGEST = 64
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 TITLE = "What about every other (M, K)?"
 
 
-PANELS = ("nll", "iwae_64", "kl_q_p", "active_units", "snr_encoder", "snr_decoder")
+PANEL_METRICS = ("nll", "iwae_64", "kl_q_p", "active_units", "snr_encoder", "snr_decoder")
 """Metrics, a row each."""
 
 
@@ -36,21 +36,21 @@ def setting_at(objective: str, M: int, K: int) -> Setting:
 
 def published_in_plane(setting: Setting, metric: str) -> Published | None:
     """Rainforth's value, on the diagonal M * K = 64."""
-    return published_at(Place("rainforth-table1", DATASET, LAYERS, setting), metric)
+    return published_at(Place.rainforth(setting), metric)
 
 
 def plane_data(cells: Cells) -> pd.DataFrame:
     """One row per metric, objective, M and K: ours and the paper's."""
     rows = []
-    for metric in PANELS:
-        for objective in OBJECTIVES:
+    for metric in PANEL_METRICS:
+        for objective in SPLIT_OBJECTIVES:
             for M, K in ((M, K) for M in COUNTS for K in COUNTS if M * K <= LARGEST):
                 setting = setting_at(objective, M, K)
-                cell = find(cells, Place(EXPERIMENT, DATASET, LAYERS, setting))
+                cell = find(cells, Place(MK_PLANE, DATASET, LAYERS, setting))
                 ours, paper = estimate(cell, metric), published_in_plane(setting, metric)
                 rows.append(
                     {
-                        "experiment": EXPERIMENT,
+                        "experiment": MK_PLANE,
                         "metric": metric,
                         "objective": objective,
                         "M": M,
@@ -70,14 +70,14 @@ def heatmaps(cells: Cells) -> Figure | MissingFigure:
     """Every metric over the plane, MIWAE beside PIWAE; SNR where runs have it."""
     name = "mk_plane"
     data = plane_data(cells)
-    shown = [metric for metric in PANELS if data.loc[data["metric"] == metric, "ours"].notna().any()]
+    shown = [metric for metric in PANEL_METRICS if data.loc[data["metric"] == metric, "ours"].notna().any()]
     if not shown:
         return MissingFigure(name, TITLE, "finished runs of mk-plane on MNIST")
     data = data[data["metric"].isin(shown)]
     with open_canvas(name, 10.5, 0.4 + 3.5 * len(shown)) as canvas:
         for row, metric in zip(canvas.subplots(len(shown), 2, squeeze=False), shown, strict=True):
             metric_rows = data[data["metric"] == metric]
-            for ax, objective in zip(row, OBJECTIVES, strict=True):
+            for ax, objective in zip(row, SPLIT_OBJECTIVES, strict=True):
                 _panel(
                     ax,
                     metric_rows[metric_rows["objective"] == objective],
@@ -133,7 +133,7 @@ def _label(record: dict[Any, Any], metric: str) -> str:
 def table(cells: Cells) -> Table | None:
     """Every run of the plane with the papers' three metrics and its active units; None before any was run."""
     places = sorted(
-        (place for place in cells if place.experiment == EXPERIMENT),
+        (place for place in cells if place.experiment == MK_PLANE),
         key=lambda p: (p.dataset, p.layers, p.setting.T, p.setting.M, p.setting.objective),
     )
     if not places:
@@ -156,13 +156,13 @@ def table(cells: Cells) -> Table | None:
                     f"paper_{metric}": paper.value if paper else None,
                 }
             units = estimate(cell, "active_units")
-            rows.append(shown | {"active units": active_units(cell, place.layers)})
+            rows.append(shown | {"active units": our_units(cell, place.layers)})
             data.append(record | {"active_units": units.value if units else None})
             groups.append(f"M × K = {setting.T}")
     caption = (
         "The numbers of the picture.\nMNIST, 1 layer, nats. MIWAE is IWAE at M = 1 and VAE at K = 1, PIWAE is IWAE at "
         "M = 1: one run serves all. "
-        f"{images_note(cells, EXPERIMENT)}"
+        f"{images_note(cells, MK_PLANE)}"
     )
     return Table(
         "mk_plane", f"{TITLE} The numbers", caption.strip(), pd.DataFrame(data), pd.DataFrame(rows), tuple(groups)

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from pipeline.data.catalogue import SIDE
-from pipeline.published import Setting
+from pipeline.experiments.known import BURDA_FROM_SCRATCH, BURDA_TABLE1, TWO_DIMENSIONAL
+from pipeline.published import Setting, burda_experiment
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
     DATASET_NAMES,
@@ -42,10 +43,9 @@ from pipeline.reporting.forms.drawing import (
 from pipeline.reporting.forms.section import Section, folded, shown
 from pipeline.reporting.report import Report
 
-TWO_DIMENSIONAL = "two-dimensional"
 SHOWN = (Setting("vae", 1, 1), Setting("iwae", 1, 5), Setting("iwae", 1, 50))
 """The models that the figures compare."""
-BETWEEN = "#8a8f96"
+POINT_COLOUR = "#8a8f96"
 """Of points in a picture of pixels, which keeps its colour in the dark: seen on white and on black."""
 GAUSSIAN_MASSES = {sd: 1 - np.exp(-(sd**2) / 2) for sd in (1, 2)}
 """Radius in standard deviations -> probability that a 2-D Gaussian puts within."""
@@ -190,7 +190,7 @@ def importance(results: list[RunResult]) -> Figure | MissingFigure:
         for (left, middle, right), run in zip(axes, runs, strict=True):
             _means_in_latent_space(left, run, image)
             left.set_title(model_name(run))
-            samples_of_q(middle, run, image)
+            draw_samples_of_q(middle, run, image)
             middle.set_title("its q, enlarged")
             shares = _weighted_tiles(right, run, image)
             records += [
@@ -232,7 +232,7 @@ def _means_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
             marker=f"${digit}$",
             s=14,
             lw=0.1,
-            color=BETWEEN,
+            color=POINT_COLOUR,
             alpha=0.5,
             rasterized=True,
         )
@@ -241,7 +241,7 @@ def _means_in_latent_space(ax: Axes, run: RunResult, image: int) -> None:
     ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal", xticks=[], yticks=[])
 
 
-def samples_of_q(ax: Axes, run: RunResult, image: int) -> None:
+def draw_samples_of_q(ax: Axes, run: RunResult, image: int) -> None:
     """The six samples by their numbers, which are far apart only where q alone fills the panel."""
     h = run.arrays["pictures/h"][image].astype(float)
     q_mean, q_sd = _draw_q(ax, run, image)
@@ -377,7 +377,7 @@ def _hexadecimal(images: NDArray[np.uint8]) -> list[str]:
 def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Test images and what each model makes of them: decoded from the mean of q."""
     name, title = f"reconstructions_{dataset}", f"What does each model make of an image? {dataset_name(dataset)}"
-    table = "burda-table3" if dataset == "fixed-mnist" else "burda-table1"
+    table = burda_experiment(dataset)
     runs = [
         run
         for experiment, layers in ((TWO_DIMENSIONAL, 1), (table, 1), (table, 2))
@@ -421,7 +421,7 @@ def reconstruction_pictures(results: list[RunResult], dataset: str) -> Figure | 
 def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
     """Decoded samples of q per digit, those framed in which a classifier sees another digit."""
     name, title = "digit_changes", "Which samples of q change the digit?"
-    groups = [shown_runs(results, e, "mnist", "pictures/digits") for e in ("burda-table1", TWO_DIMENSIONAL)]
+    groups = [shown_runs(results, e, "mnist", "pictures/digits") for e in (BURDA_TABLE1, TWO_DIMENSIONAL)]
     groups = [runs for runs in groups if runs]
     if not groups:
         needs = "finished runs of burda-table1 or two-dimensional on MNIST, evaluated where digit labels are at hand"
@@ -471,7 +471,7 @@ def digit_pictures(results: list[RunResult]) -> Figure | MissingFigure:
         return finish(canvas, name, title, caption, pd.DataFrame(records))
 
 
-MEASURES: dict[str, tuple[str, Callable[[Any], Any]]] = {
+SPREAD_PANELS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "log_q_sd": ("spread of q(h|x)\nstandard deviation (prior: 1)", np.exp),
     "decoded_sd": ("spread of decoded samples\nstandard deviation of pixel means", lambda value: value),
     "digit_changes": ("decoded samples that\nchange the digit, %", lambda value: 100 * value),
@@ -487,7 +487,7 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         for label, experiment, dataset, layers in (
             ("MNIST, 2 latent units", TWO_DIMENSIONAL, "mnist", 1),
             *(
-                (f"{dataset_name(dataset)}, {layers_name(layers)}", "burda-table1", dataset, layers)
+                (f"{dataset_name(dataset)}, {layers_name(layers)}", BURDA_TABLE1, dataset, layers)
                 for dataset in DATASET_NAMES
                 for layers in (1, 2)
             ),
@@ -500,11 +500,11 @@ def posterior_spread(results: list[RunResult]) -> Figure | MissingFigure:
         {"group": label, "model": model_name(run), "cohort": run.cohort, "metric": metric, **_mean_interval(values)}
         for label, runs in groups.items()
         for run in runs
-        for metric in MEASURES
+        for metric in SPREAD_PANELS
         if (values := run_images(run, metric)) is not None and len(values)
     ]
     data = pd.DataFrame(records)
-    measures = {metric: measure for metric, measure in MEASURES.items() if metric in set(data["metric"])}
+    measures = {metric: measure for metric, measure in SPREAD_PANELS.items() if metric in set(data["metric"])}
     styles = {"VAE k = 1": ("vae", "o"), "IWAE k = 5": ("iwae", "s"), "IWAE k = 50": ("iwae", "P")}
     present = {
         label: [model for model in styles if (data.loc[data["group"] == label, "model"] == model).any()]
@@ -555,10 +555,10 @@ MONTAGE = 4
 """Samples of a model are shown as a square of so many by so many."""
 
 
-def samples(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
+def sample_pictures(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
     """Images sampled from the prior of Burda's models, 25 a model."""
     name, title = f"samples_{dataset}", f"What do the models dream? {dataset_name(dataset)}"
-    runs = first_seeds(results, ("burda-table1", "burda-table3"), dataset, "samples")
+    runs = first_seeds(results, BURDA_FROM_SCRATCH, dataset, "samples")
     if not runs:
         return MissingFigure(name, title, f"finished runs of Burda's tables on {dataset_name(dataset)}")
     columns = sorted({run_order(run)[1:4] for run in runs})
@@ -599,6 +599,7 @@ def _levels(run: RunResult) -> NDArray[np.int64]:
 
 
 def section(report: Report) -> Section:
+    """Whether q is wider under IWAE, and whether its samples change the digit: densities, widths, decoded samples."""
     results, datasets = report.results, tuple(DATASET_NAMES)
     return Section(
         "posterior",
@@ -610,6 +611,6 @@ def section(report: Report) -> Section:
             *shown(importance(results), posterior_contours(results), posterior_spread(results)),
             *folded(digit_pictures(results), latent_scatter(results)),
             *folded(*(reconstruction_pictures(results, dataset) for dataset in datasets)),
-            *folded(*(samples(results, dataset) for dataset in datasets)),
+            *folded(*(sample_pictures(results, dataset) for dataset in datasets)),
         ),
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.experiments.names import CellName, CohortKey
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.schedule import burda_schedule
@@ -23,7 +24,7 @@ from pipeline.reporting.forms.tables import Table
 HOURS = ("GPU-hours", "core-hours")
 
 
-def command(cohort: str) -> str:
+def cohort_command(cohort: str) -> str:
     """What makes a cohort, with everything that it needs."""
     return f"dvc repro evaluate@{cohort}"
 
@@ -43,21 +44,23 @@ def elapsed(runs: Sequence[RunResult]) -> float:
     starts = [datetime.fromisoformat(run.training["started"]) for run in runs if run.training.get("started")]
     ends = [datetime.fromisoformat(run.training["finished"]) for run in runs if run.training.get("finished")]
     if not starts or not ends:
-        return max((training_seconds(run) for run in runs), default=0.0)
+        return max((training_wall_seconds(run) for run in runs), default=0.0)
     return (max(ends) - min(starts)).total_seconds()
 
 
-def training_seconds(run: RunResult) -> float:
+def training_wall_seconds(run: RunResult) -> float:
+    """Wall time of a run's training, all stretches together; 0 where it is not recorded, as in DVC's copies."""
     return float(run.training.get("wall_s", 0.0))
 
 
-def evaluation_seconds(run: RunResult) -> float:
+def evaluation_wall_seconds(run: RunResult) -> float:
+    """Wall time of a run's evaluation; 0 where it is not recorded."""
     return float(run.evaluation.get("wall_s", 0.0))
 
 
 def gpu_minutes(run: RunResult) -> float | None:
     """A run's share of the GPU's time: its stack's, over the runs that trained in it. None where a CPU trained it."""
-    return None if on_cpu(run) else training_seconds(run) / 60 / int(run.training.get("stacked", 1))
+    return None if on_cpu(run) else training_wall_seconds(run) / 60 / int(run.training.get("stacked", 1))
 
 
 def on_cpu(run: RunResult) -> bool:
@@ -74,13 +77,15 @@ def device_hours(runs: Sequence[RunResult]) -> tuple[float, float]:
     cores = [run for run in runs if on_cpu(run)]
     stacked = [run for run in runs if not on_cpu(run)]
     core_seconds = sum(
-        int(run.training.get("threads", 1)) * (training_seconds(run) + evaluation_seconds(run)) for run in cores
+        int(run.training.get("threads", 1)) * (training_wall_seconds(run) + evaluation_wall_seconds(run))
+        for run in cores
     )
-    gpu_seconds = max(map(training_seconds, stacked), default=0.0) + sum(map(evaluation_seconds, stacked))
+    gpu_seconds = max(map(training_wall_seconds, stacked), default=0.0) + sum(map(evaluation_wall_seconds, stacked))
     return gpu_seconds / 3600, core_seconds / 3600
 
 
 def by_cohort(results: Sequence[RunResult]) -> dict[str, list[RunResult]]:
+    """Cohort key -> its runs; cohorts and runs keep the order in which they are met."""
     groups: dict[str, list[RunResult]] = {}
     for result in results:
         groups.setdefault(result.cohort, []).append(result)
@@ -115,7 +120,7 @@ def cohorts(results: Sequence[RunResult]) -> Table:
                 "cohort": CohortKey.of(key).name,
                 "runs": str(len(runs)),
                 "training": duration(elapsed(runs)),
-                "evaluation": duration(sum(map(evaluation_seconds, runs))),
+                "evaluation": duration(sum(map(evaluation_wall_seconds, runs))),
                 "GPU-hours": _hours(gpu),
                 "core-hours": _hours(core),
                 "device": _distinct([run.training.get("device") for run in runs]),
@@ -166,8 +171,8 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
                 "status": run.status if run else NOT_RUN,
                 "nll": nll,
                 "steps": steps,
-                "training_s": training_seconds(run) if run else None,
-                "evaluation_s": evaluation_seconds(run) if run else None,
+                "training_s": training_wall_seconds(run) if run else None,
+                "evaluation_s": evaluation_wall_seconds(run) if run else None,
                 "gpu_minutes": gpu_minutes(run) if run else None,
                 "digest": run.digest if run else None,
                 "algorithm_version": run.spec.algorithm_version if run else None,
@@ -175,7 +180,7 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
                 "revision": made.get("git_revision"),
                 "training_command": made.get("command"),
                 "evaluation_command": evaluated.get("command"),
-                "command": command(cohort),
+                "command": cohort_command(cohort),
             }
         )
         display.append(
@@ -184,14 +189,14 @@ def cells(results: Sequence[RunResult], planned: Sequence[CohortSpec]) -> Table:
                 "status": run.status if run else NOT_RUN,
                 "NLL": number(nll),
                 "steps": DASH if steps is None else f"{steps:,}",
-                "training": duration(training_seconds(run)) if run else DASH,
-                "evaluation": duration(evaluation_seconds(run)) if run else DASH,
+                "training": duration(training_wall_seconds(run)) if run else DASH,
+                "evaluation": duration(evaluation_wall_seconds(run)) if run else DASH,
                 "GPU minutes": number(gpu_minutes(run) if run else None),
                 "engine": str(made.get("engine") or DASH),
                 "algorithm version": str(run.spec.algorithm_version) if run else DASH,
                 "digest": run.digest if run else DASH,
                 "revision": str(made.get("git_revision") or DASH)[:10],
-                "command": command(cohort),
+                "command": cohort_command(cohort),
                 "trained by": str(made.get("command") or DASH),
                 "evaluated by": str(evaluated.get("command") or DASH),
             }
@@ -240,6 +245,7 @@ def data_sources(results: Sequence[RunResult]) -> list[tuple[str, str, str]]:
 
 
 def data(results: Sequence[RunResult]) -> Table:
+    """Where each dataset came from, how many images it has, and the SHA-256 digests of its files."""
     rows = [{"what": what, "digest or source": value} for _, what, value in data_sources(results)]
     caption = "SHA-256 digests of the raw files and of what was made of them, with their sources and counts."
     groups = [dataset for dataset, _, _ in data_sources(results)]
@@ -301,7 +307,7 @@ def deviations(results: Sequence[RunResult]) -> list[str]:
     seeds = [
         len({run.spec.seed for run in runs})
         for runs in by_cohort(results).values()
-        if runs[0].experiment == "rainforth-table1"
+        if runs[0].experiment == RAINFORTH_TABLE1
     ]
     if seeds and min(seeds) < RAINFORTH_RUNS:
         sentences.append(f"Rainforth et al. average {RAINFORTH_RUNS} runs; here {_spread(seeds)} of each setting.")

@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from pipeline.experiments.known import RAINFORTH_TABLE1
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import METRIC_TABLE
 from pipeline.reporting.evidence.cells import (
@@ -61,11 +62,11 @@ def rainforth(cells: Cells, scale: str) -> Table:
     rows = []
     for metric in RAINFORTH_METRICS:
         for setting in RAINFORTH_SETTINGS:
-            place = Place("rainforth-table1", "mnist", 1, setting)
+            place = Place.rainforth(setting)
             published = published_at(place, metric)
             label = setting_name(setting)
             rows.append(Row(METRIC_TABLE[metric].title, label, place, find(cells, place), metric, published, scale))
-    rows += beyond_rows(cells, "rainforth-table1", rows, RAINFORTH_METRICS, scale)
+    rows += beyond_rows(cells, RAINFORTH_TABLE1, rows, RAINFORTH_METRICS, scale)
     caption = (
         "The three metrics rank the settings differently: compare where each is largest.\n"
         "MNIST, 1 layer, T = M × K = 64, nats, higher is better. log p̂ is the test log-likelihood, IWAE-64 the bound "
@@ -200,7 +201,7 @@ def _largest(values: Sequence[float | None]) -> int | None:
 
 
 def _term(weight: float, setting: Setting, cells: Cells) -> Term:
-    place = Place("rainforth-table1", "mnist", 1, setting)
+    place = Place.rainforth(setting)
     return Term(weight, place, find(cells, place))
 
 
@@ -230,6 +231,7 @@ def _sweep_line(ax: Axes, rows: pd.DataFrame, family: str) -> None:
 
 
 def section(report: Report) -> Section:
+    """Where the best (M, K) is: Rainforth et al., Table 1, its curves, and the plane of M and K."""
     cells = report.cells
     return Section(
         "sweep",

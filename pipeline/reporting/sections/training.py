@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from pipeline.experiments.known import RAINFORTH_TABLE1, TWO_DIMENSIONAL
 from pipeline.records.metrics import value_of
 from pipeline.records.results import RunResult
 from pipeline.reporting.evidence.cells import (
@@ -107,7 +108,7 @@ def _curves(runs: list[RunResult]) -> pd.DataFrame:
 
 
 SWEPT = ("miwae", "piwae", "ciwae")
-CURVES = {"bound": "training bound", "elbo": "ELBO", "iwae": "IWAE bound"}
+CURVE_TITLES = {"bound": "training bound", "elbo": "ELBO", "iwae": "IWAE bound"}
 
 
 def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigure:
@@ -123,7 +124,7 @@ def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigur
         axes = canvas.subplots(len(depths), 3, squeeze=False)
         for row, layers in zip(axes, depths, strict=True):
             runs_of_depth = [run for run in runs if run.spec.layers == layers]
-            for ax, (key, heading) in zip(row, CURVES.items(), strict=True):
+            for ax, (key, heading) in zip(row, CURVE_TITLES.items(), strict=True):
                 for run in runs_of_depth:
                     curve = data[(data["cohort"] == run.cohort) & (data["run"] == run.spec.name)]
                     ax.plot(curve["epoch"], smoothed(curve[key]), lw=1.1, **curve_style(run, sweep=False))
@@ -147,7 +148,7 @@ def convergence(results: list[RunResult], dataset: str) -> Figure | MissingFigur
 def sweep_convergence(results: list[RunResult]) -> Figure | MissingFigure:
     """Training curves of Rainforth's sweep as differences to IWAE's, a panel a family."""
     name, title = "convergence_rainforth", "How did training go, beside IWAE's? (T = 64)"
-    runs = first_seeds(results, ("rainforth-table1",), "mnist", "history/step")
+    runs = first_seeds(results, (RAINFORTH_TABLE1,), "mnist", "history/step")
     iwae = next((run for run in runs if run.spec.objective == "iwae"), None)
     families = [family for family in SWEPT if any(run.spec.objective == family for run in runs)]
     if iwae is None or not families:
@@ -193,7 +194,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
     rows: list[dict[str, Any]] = []
     for place, place_cells in cells.items():
         test, train = estimate(place_cells[0], "nll"), estimate(place_cells[0], "train_nll")
-        if test is None or train is None or place.experiment not in (*BURDA_EXPERIMENTS, "two-dimensional"):
+        if test is None or train is None or place.experiment not in (*BURDA_EXPERIMENTS, TWO_DIMENSIONAL):
             continue
         errors = [run.metrics.get("train_nll_se") for run in place_cells[0].finished]
         known = [error for error in errors if error is not None]
@@ -231,7 +232,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
                 error = None if pd.isna(row["standard_error"]) else 1.96 * row["standard_error"]
                 ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=colour_of(row["objective"]))
             labels = [
-                f"{row['setting']}, " + ("2 latent units" if row["experiment"] == "two-dimensional" else depth)
+                f"{row['setting']}, " + ("2 latent units" if row["experiment"] == TWO_DIMENSIONAL else depth)
                 for row in gaps.to_dict("records")
                 for depth in [layers_name(row["layers"])]
             ]
@@ -256,13 +257,13 @@ def convergence_in_time(results: list[RunResult], dataset: str, T: int | None = 
     sweep = T is not None
     name = "convergence_time_rainforth" if sweep else f"convergence_time_{dataset}"
     title = f"What does a bound cost in time? {f'T = {T}, ' if sweep else ''}{dataset_name(dataset)}"
-    experiments = ("rainforth-table1",) if sweep else BURDA_EXPERIMENTS
+    experiments = (RAINFORTH_TABLE1,) if sweep else BURDA_EXPERIMENTS
     every = first_seeds(results, experiments, dataset, "history/seconds")
     # A run that was over before its clock showed anything has no point to draw.
     curves = {run.cell: curve for run in every if np.isfinite((curve := _time_curve(run))["iwae"]).any()}
     runs = [run for run in every if run.cell in curves]
     if not runs:
-        wanted = "rainforth-table1" if sweep else "Burda's setting"
+        wanted = RAINFORTH_TABLE1 if sweep else "Burda's setting"
         return MissingFigure(name, title, f"finished runs of {wanted} on {dataset_name(dataset)}")
     depths = sorted({run.spec.layers for run in runs})
     longest = max(float(curve["seconds"].max()) for curve in curves.values())

@@ -57,6 +57,7 @@ def by_dataset(known: Sequence[Way]) -> dict[str, list[Way]]:
 
 
 def cell_label(way: Way) -> str:
+    """A cell in words, `MNIST, 1 layer, IWAE(1, 50)`, for a column of a table."""
     place = way.cell.place
     return f"{dataset_name(place.dataset)}, {layers_name(place.layers)}, {setting_name(place.setting)}"
 
@@ -74,6 +75,7 @@ def gaps_in_words(gaps: Sequence[Gap | None], write: Callable[[float], str]) -> 
 
 
 def nats(value: float) -> str:
+    """A difference in nats with its sign and two decimals."""
     return number(value, signed=True)
 
 
@@ -302,6 +304,7 @@ def _gap_line(ax: Axes, passed: Sequence[Passed], of: Callable[[Passed], Gap | N
 
 
 def section(report: Report) -> Section:
+    """What each waypoint told of the end: distances to the end's NLL, the order of cells, claims by depth."""
     known = ways(report.results)
     series = series_table([*report.results, *report.under_way])
     by_depth = depth.claims_by_depth(report)
