@@ -35,13 +35,13 @@ def main(paths: Paths) -> None:
                     remove(litter.path)
                 else:
                     lock = store / "locks" / f"{litter.lock}.lock"
-                    with locked(lock, litter.path.name, 0.0):
+                    with locked(lock, str(litter.path), 0.0):
                         remove(litter.path)
                         if litter.path.name == litter.lock:
                             # While it is held: whoever waits for it then finds that it is gone, and makes it anew.
                             remove(lock)
             except Busy as busy:
-                print(f"kept: {litter.path}: {busy}")
+                print(f"kept: {busy}")
                 continue
         removed, total = removed + 1, total + size
         print(f"{'would remove' if dry else 'removed'} {litter.path}: {litter.why}, {size / 1e6:.1f} MB")

@@ -242,7 +242,7 @@ def evaluate_cohort(
     if diagnosed and dataset.test_labels is not None and not has_reader(reader):
         # In a process of its own, as all work with torch: a process that has used it cannot be forked safely.
         train = partial(_train_reader, data=data, machine=machine)
-        run_parallel(train, [reader], 1, lambda *_: None, name=lambda path: path.name)
+        run_parallel(train, [reader], 1, lambda *_: None, name=lambda _: "reader of digits")
     # A GPU is set up once for all runs: that takes longer than an evaluation.
     items = [waiting] if machine.device.type == "cuda" and waiting else [[run] for run in waiting]
     task = partial(_evaluate, data=data, store=store, machine=machine, facts=facts)

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pipeline.draws.streams import Stream
 from pipeline.evaluation.snr import Draw, estimate_snr
-from pipeline.experiments.spec import ToySpec
+from pipeline.experiments.spec import ToySpec, toy_split
 from pipeline.objectives import OBJECTIVES, Weights
 
 DIMENSIONS, POINTS = 20, 1024
@@ -221,7 +221,7 @@ class Sweep:
     """A line of Rainforth's figures: one objective, M or K growing while the other is 1."""
 
     objective: str
-    over: str
+    """One of `TOY_SWEEPS`."""
     encoder_slope: float
     """Slope of the encoder's log SNR in the logarithm of what grows, in the limit."""
     snr: Callable[[Toy, int], dict[str, Tensor]]
@@ -230,16 +230,16 @@ class Sweep:
 
     def split(self, T: int) -> tuple[int, int]:
         """(M, K) of T samples."""
-        return (T, 1) if self.over == "M" else (1, T)
+        return toy_split(self.objective, T)
 
     def slope(self, group: str) -> float:
         return self.decoder_slope if group == "mu" else self.encoder_slope
 
 
 SWEEPS = {
-    "iwae": Sweep("iwae", "K", -0.5, lambda toy, K: asymptotic_snr_iwae(toy, 1, K)),
-    "vae": Sweep("vae", "M", 0.5, exact_snr_vae),
-    "iwae-dreg": Sweep("iwae-dreg", "K", 0.5, asymptotic_snr_dreg),
+    "iwae": Sweep("iwae", -0.5, lambda toy, K: asymptotic_snr_iwae(toy, 1, K)),
+    "vae": Sweep("vae", 0.5, exact_snr_vae),
+    "iwae-dreg": Sweep("iwae-dreg", 0.5, asymptotic_snr_dreg),
 }
 
 

@@ -20,11 +20,11 @@ from typing import Any
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import INDEX, WRITE_COHORTS, load_cohorts, load_index
-from pipeline.experiments.names import CellName, ProtocolName
+from pipeline.experiments.names import TOY, CellName, CohortKey, ProtocolName
 from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, SettingParams, load_params
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
-from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage
+from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage, ToySpec
 from pipeline.files import content_of, read_json, write_json
 from pipeline.paths import HERE
 
@@ -264,19 +264,25 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
             )
 
 
-def estimators(cohorts: Mapping[str, CohortSpec]) -> dict[str, dict[str, str]]:
-    """By scale and cohort, a digest of what the estimators of its runs compute.
+def estimators(cohorts: Mapping[str, CohortSpec], toys: Mapping[str, ToySpec]) -> dict[str, dict[str, str]]:
+    """By scale and cohort, a digest of what the estimators of its runs compute; that of a scale's toy as `TOY`.
 
-    DVC trains a cohort anew where it is another one: no file that DVC looks at has the formulas.
+    DVC trains a cohort anew, and measures a toy anew, where it is another one: no file that DVC looks at has the
+    formulas. `toys`: by scale.
     """
     # torch takes seconds to import, which stages that only read finished cohorts should not pay.
     from pipeline.objectives import fingerprint
 
+    settings: dict[CohortKey, list[tuple[str, int, int, float | None]]] = {
+        CohortKey(cohort.scale, cohort.name): [(run.objective, run.M, run.K, run.parameter) for run in cohort.runs]
+        for cohort in cohorts.values()
+    }
+    for scale, toy in toys.items():
+        settings[CohortKey(scale, TOY)] = [(*setting, None) for setting in toy.settings()]
     named: dict[str, dict[str, str]] = {}
-    for cohort in cohorts.values():
-        prints = [fingerprint(run.objective, run.M, run.K, run.parameter) for run in cohort.runs]
-        digest = hashlib.sha256(" ".join(prints).encode()).hexdigest()[:16]
-        named.setdefault(cohort.scale, {})[cohort.name] = digest
+    for key, measured in settings.items():
+        prints = " ".join(fingerprint(*setting) for setting in measured)
+        named.setdefault(key.scale, {})[key.name] = hashlib.sha256(prints.encode()).hexdigest()[:16]
     return named
 
 
@@ -291,11 +297,12 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
+    toys = {name: scale.toy for name, scale in params.scales.items() if scale.toy}
     return {
         "params_digest": params.digest(),
         "cohort_digests": {key: cohort.digest() for key, cohort in cohorts.items()},
         "judged": {name: scale.judged for name, scale in params.scales.items()},
-        "estimators": estimators(cohorts),
+        "estimators": estimators(cohorts, {name: toy.spec() for name, toy in toys.items()}),
         "order": list(cohorts),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
@@ -303,7 +310,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
             name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
             for name, scale in params.scales.items()
         },
-        "toys": {name: scale.toy.model_dump() for name, scale in params.scales.items() if scale.toy},
+        "toys": {name: toy.model_dump() for name, toy in toys.items()},
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,
@@ -350,13 +357,16 @@ def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> N
 
 
 def check_estimators(folder: Path, source: Path = HERE.params) -> None:
-    """Raises: UserError naming the cohorts in `folder` whose estimators compute something else since it was written.
+    """Raises: UserError naming the cohorts and toys in `folder` whose estimators compute something else since it was
+    written.
 
     `source`: the parameters' file, for messages.
     """
-    written: Any = load_index(folder).get("estimators")
-    now = estimators(load_cohorts(folder))
+    index: Any = load_index(folder)
     with content_of(folder / INDEX, "the index of the cohorts", WRITE_COHORTS):
+        written = index["estimators"]
+        toys = {scale: ToySpec.from_json(toy) for scale, toy in index["toys"].items()}
+        now = estimators(load_cohorts(folder), toys)
         others = [
             f"{scale}/{name}"
             for scale, cohorts in now.items()
@@ -367,7 +377,7 @@ def check_estimators(folder: Path, source: Path = HERE.params) -> None:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise UserError(
             f"pipeline/objectives.py: the estimators of {', '.join(others[:NAMED])}{more} compute something else than"
-            f" when {folder}/ was written from {source}: {EXPAND_AGAIN}; these are then trained anew"
+            f" when {folder}/ was written from {source}: {EXPAND_AGAIN}; these are then computed anew"
         )
 
 

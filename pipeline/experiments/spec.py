@@ -135,6 +135,15 @@ class EvaluationSpec:
         return EvaluationSpec(**{**value, "earlier": None if earlier is None else EvaluationSpec(**earlier)})
 
 
+TOY_SWEEPS = {"iwae": "K", "vae": "M", "iwae-dreg": "K"}
+"""The objectives measured on Rainforth's Gaussian model, and which of M and K grows while the other is 1."""
+
+
+def toy_split(objective: str, T: int) -> tuple[int, int]:
+    """(M, K) of T samples of one of `TOY_SWEEPS`."""
+    return (T, 1) if TOY_SWEEPS[objective] == "M" else (1, T)
+
+
 @dataclass(frozen=True)
 class ToySpec:
     """How the gradients of Rainforth's Gaussian model are measured."""
@@ -144,6 +153,14 @@ class ToySpec:
     """M of VAE, K of IWAE and IWAE-DReG."""
     gradients: int
     """Draws of each."""
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> ToySpec:
+        return ToySpec(value["seed"], tuple(value["samples"]), value["gradients"])
+
+    def settings(self) -> list[tuple[str, int, int]]:
+        """(objective, M, K) of every estimator that is measured."""
+        return [(objective, *toy_split(objective, T)) for objective in TOY_SWEEPS for T in self.samples]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from pipeline.errors import UserError
 from pipeline.work import interruption
+from pipeline.work.locks import Busy
 from pipeline.work.memory import keep_freed_memory
 
 Item = TypeVar("Item")
@@ -37,6 +38,8 @@ def _work(task: ItemTask[Any], items: Sequence[Any], connection: Connection, par
             try:
                 task(items[index], lambda message: connection.send(("message", message)))
                 connection.send(("done", None))
+            except Busy as busy:
+                connection.send(("busy", str(busy)))
             except UserError as error:
                 connection.send(("failed", str(error)))
             except Exception:
@@ -114,6 +117,9 @@ class _Crew:
             self.stopped = True
             self._processes.pop(connection).join()
             return
+        if kind == "busy":
+            # It names what is busy: of an item of several parts, which one.
+            self.failures.append(content)
         if kind == "failed":
             self.failures.append(f"{self._name(self._items[self._current[connection]])}: {content}")
         self._assign(connection)

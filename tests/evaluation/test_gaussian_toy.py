@@ -208,6 +208,12 @@ def test_fitted_slope_of_a_power_law() -> None:
     assert np.isnan(fitted_slope(sizes, -squares, squares)).all()
 
 
+def test_fingerprints_are_of_what_is_measured() -> None:
+    """`ToySpec.settings`, by which results are matched, and the sweeps name the same estimators."""
+    spec = ToySpec(0, (1, 3, 7), 16)
+    assert spec.settings() == [(sweep.objective, *sweep.split(T)) for sweep in SWEEPS.values() for T in spec.samples]
+
+
 def test_sweeps_share_their_noise_and_agree_at_one_sample() -> None:
     toy = small()
     one = toy_gradients(toy, 1, 0, CPU)(0, 4)

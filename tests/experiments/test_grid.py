@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from torch import Tensor
 
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import load_cohort, load_cohorts, load_evaluation, load_order
@@ -23,6 +24,7 @@ from pipeline.experiments.grid import (
     run_name,
     write_cohorts,
 )
+from pipeline.experiments.names import TOY
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.spec import CohortSpec, RunSpec, Stage, digest
@@ -546,6 +548,39 @@ def test_a_corrected_estimator_is_refused_until_its_cohorts_alone_are_other_ones
     finally:
         fingerprint.cache_clear()
     assert {name for name in after if after[name] != before[name]} == affected
+
+
+@pytest.mark.parametrize(("objective", "M", "K"), [("vae", 4, 1), ("iwae-dreg", 1, 4)])
+def test_a_toy_is_refused_where_an_estimator_that_it_measures_was_corrected(
+    objective: str, M: int, K: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed("scales.small.toy", {"seed": 0, "samples": [1, 4], "gradients": 16})))
+    params, folder = load_params(path), tmp_path / "cohorts"
+    write_cohorts(params, folder)
+    before = read_json(folder / "index.json")["estimators"]["small"][TOY]
+    check_estimators(folder)
+    entry = OBJECTIVES[objective]
+
+    def corrected(log_w: Tensor) -> Weights:
+        weights = entry.weights(log_w)
+        return weights._replace(path=2 * weights.path) if log_w.shape[:2] == (M, K) else weights
+
+    monkeypatch.setitem(OBJECTIVES, objective, replace(entry, weights=corrected))
+    fingerprint.cache_clear()
+    try:
+        with pytest.raises(UserError, match=r"objectives\.py: .*small/gaussian-toy.*are then computed anew"):
+            check_estimators(folder)
+        write_cohorts(params, folder)
+        check_estimators(folder)
+    finally:
+        fingerprint.cache_clear()
+    assert read_json(folder / "index.json")["estimators"]["small"][TOY] != before
+
+
+def test_dvc_matches_a_toy_by_its_estimators() -> None:
+    (params,) = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["toy"]["do"]["params"]
+    assert f"estimators.${{key}}.{TOY}" in params["cohorts/index.json"]
 
 
 @pytest.mark.parametrize("value", [None, 3, {"small": [1]}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.experiments.spec import CohortSpec, RunSpec, digest
 from pipeline.paths import HERE
 from pipeline.records.run_folder import WEIGHTS, Job, read_run, read_weights
 from pipeline.training.cohort import estimated_hours, relative_cost, stacks, train_jobs
-from pipeline.training.train import Progress, train
+from pipeline.training.train import Progress, run_lock, train
 from pipeline.work.machine import Machine
 from tests.conftest import make_run, write_dataset
 
@@ -114,6 +115,15 @@ def test_a_job_that_fails_spares_the_others(data: Path, tmp_path: Path) -> None:
         train_all([orphan, other], data, ONE_PROCESS)
     assert other.is_finished
     assert not orphan.is_finished
+
+
+def test_a_run_that_another_process_trains_is_named_once(data: Path, tmp_path: Path) -> None:
+    busy, other = job_for(make_run(), tmp_path), job_for(make_run("vae", 5, 1), tmp_path)
+    with run_lock(busy, 0), pytest.raises(UserError) as caught:
+        train_all([busy, other], data, ONE_PROCESS)
+    assert str(caught.value).startswith(f"iwae-M1-K5-s0 ({busy.digest}): process {os.getpid()} is working on it;")
+    assert str(caught.value).count(busy.spec.name) == 1
+    assert other.is_finished
 
 
 def test_missing_data_names_the_stage(tmp_path: Path) -> None:
