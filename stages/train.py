@@ -31,7 +31,7 @@ from pipeline.records.store import (
 from pipeline.tracking.live import LiveTracker
 from pipeline.training.cohort import estimated_hours
 from pipeline.training.train import Progress, history_rows, run_lock
-from pipeline.work.cohort import Pace, diverged, train_waiting, whole_scale
+from pipeline.work.cohort import Watch, diverged, train_waiting, whole_scale
 from pipeline.work.console import counted
 from pipeline.work.machine import Machine, this_machine
 from stages import asked_for, forced, run_stage
@@ -81,7 +81,8 @@ def train(cohort: CohortSpec, jobs: list[Job], machine: Machine, paths: Paths) -
 
     try:
         whole = whole_scale(jobs, cohort, load_cohorts(paths.cohorts).values(), paths.runs)
-        train_waiting(cohort, jobs, machine, facts, Pace(), paths, on_progress, start_tracker, whole, lock_seconds())
+        watch = Watch(on_progress=on_progress, started=start_tracker, whole=whole)
+        train_waiting(cohort, jobs, machine, facts, paths, watch, lock_seconds())
     finally:
         if tracker is not None:
             tracker.close()

@@ -25,7 +25,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from pipeline.errors import UserError
 from pipeline.experiments.choices import AUTO, DEVICES, ENGINES
@@ -33,6 +33,9 @@ from pipeline.experiments.cohorts import load_cohorts, load_evaluation, load_ord
 from pipeline.files import disk_error, read_object
 from pipeline.paths import Paths
 from pipeline.records.provenance import LAUNCHER
+
+if TYPE_CHECKING:
+    from pipeline.launch.launcher import Project
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,36 +130,21 @@ def _speeds(path: Path) -> dict[str, float]:
     return given
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Do what the command line asks for: show the plan, time, train, evaluate, pack or bring in results.
-
-    `words`: the options in place of the command line's. Returns the exit status: 0 when all that was chosen is done.
-    """
-    start, paths = time.monotonic(), Paths()
-    arguments = _arguments(words, paths)
-    # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
-    import torch
-
-    from pipeline.launch import cores
-    from pipeline.launch.archive import pack, unpack
-    from pipeline.launch.launcher import Project, check_epochs, choose, describe, record, run, say
-    from pipeline.launch.measure import measure_shapes, time_kinds
-    from pipeline.launch.placement import at_speeds, describe_scaling
-    from pipeline.launch.plan import AT_END, machine_name, remembered, single_runs
+def _project(arguments: argparse.Namespace, paths: Paths) -> Project:
+    """What the options choose, and the machine that is to do it."""
+    from pipeline.launch.launcher import Project, choose
     from pipeline.records.store import store_folder
     from pipeline.work.machine import this_machine
-    from pipeline.work.priority import yield_to_others
 
-    on_ray = getattr(arguments, "ray", None)
     cohorts = load_cohorts(arguments.cohorts)
     chosen = choose(cohorts, load_order(arguments.cohorts), arguments.scale, arguments.only)
-    project = Project(
+    return Project(
         cohorts=cohorts,
         evaluations={key: load_evaluation(arguments.cohorts, cohort) for key, cohort in cohorts.items()},
         chosen=tuple(chosen),
         store=store_folder(paths),
         machine=this_machine(
-            "cpu" if on_ray else arguments.device,
+            "cpu" if getattr(arguments, "ray", None) else arguments.device,
             arguments.workers or "auto",
             getattr(arguments, "checkpoint_seconds", 30.0),
             arguments.engine,
@@ -165,38 +153,54 @@ def main(words: Sequence[str] | None = None) -> int:
         again=arguments.again,
         paths=paths,
     )
-    if arguments.command == "pack":
-        light = project.evaluations if arguments.light else None
-        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths, light))
-        return 0
-    if arguments.command == "unpack":
-        print(unpack(arguments.file, project.store))
-        record(project)
-        return 0
-    if arguments.command == "measure":
-        if project.machine.device.type == "cpu":
-            jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
-            time_kinds(jobs, jobs, project.store, paths, again=True, tell=say)
-            return 0
-        for line in measure_shapes(project.chosen, project.machine, project.store, paths):
-            say(line)
-        return 0
-    if arguments.command == "simulate":
-        given = _speeds(arguments.speeds) if arguments.speeds else {}
-        machine = replace(project.machine, name=arguments.machine)
-        on_gpu = not machine_name(machine).startswith("cpu")
-        units = project.chosen if on_gpu else single_runs(project.chosen)
-        # Speeds of a GPU are asked for on machines that have none.
-        machine = replace(machine, device=torch.device("cuda" if on_gpu else "cpu"), workers=1)
-        asked = replace(project, machine=machine, chosen=units)
-        plan = [item for item in asked.standings() if item.need not in AT_END]
 
-        def rate(shape: str) -> float | None:
-            known = remembered(project.store, machine, f"train {shape}") if on_gpu else None
-            return given.get(shape) or known
 
-        print(describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu))
-        return 0
+def _measure(project: Project) -> None:
+    """Time what was chosen on this machine: on a CPU runs of each kind, on a GPU a few steps of each stack."""
+    from pipeline.launch.launcher import say
+    from pipeline.launch.measure import measure_shapes, time_kinds
+
+    if project.machine.device.type == "cpu":
+        jobs = [job for cohort in project.chosen for job in project.jobs(cohort)]
+        time_kinds(jobs, jobs, project.store, project.paths, again=True, tell=say)
+        return
+    for line in measure_shapes(project.chosen, project.machine, project.store, project.paths):
+        say(line)
+
+
+def _simulated(project: Project, arguments: argparse.Namespace) -> str:
+    """How long the machines that the options name would take, as lines."""
+    import torch
+
+    from pipeline.launch.placement import at_speeds, describe_scaling
+    from pipeline.launch.plan import AT_END, machine_name, remembered, single_runs
+
+    given = _speeds(arguments.speeds) if arguments.speeds else {}
+    machine = replace(project.machine, name=arguments.machine)
+    on_gpu = not machine_name(machine).startswith("cpu")
+    units = project.chosen if on_gpu else single_runs(project.chosen)
+    # Speeds of a GPU are asked for on machines that have none.
+    machine = replace(machine, device=torch.device("cuda" if on_gpu else "cpu"), workers=1)
+    asked = replace(project, machine=machine, chosen=units)
+    plan = [item for item in asked.standings() if item.need not in AT_END]
+
+    def rate(shape: str) -> float | None:
+        known = remembered(project.store, machine, f"train {shape}") if on_gpu else None
+        return given.get(shape) or known
+
+    return describe_scaling(at_speeds(plan, rate), arguments.devices, on_gpu)
+
+
+def _work(project: Project, arguments: argparse.Namespace, start: float) -> int:
+    """Train and evaluate what was chosen, or say what there is to do. `start`: when the time limit began to count.
+
+    Returns the exit status.
+    """
+    from pipeline.launch import cores
+    from pipeline.launch.launcher import check_epochs, describe, run, say
+    from pipeline.work.priority import yield_to_others
+
+    on_ray = getattr(arguments, "ray", None)
     limit = getattr(arguments, "minutes", None)
     seconds = None if limit is None else max(0.0, 60 * limit - (time.monotonic() - start))
     if on_ray:
@@ -205,7 +209,7 @@ def main(words: Sequence[str] | None = None) -> int:
         check_epochs(project, arguments.to_epoch)
         return cluster.run(project, on_ray, arguments.device, seconds, arguments.to_epoch, arguments.dry_run)
     if arguments.command == "status" or arguments.dry_run:
-        print(describe(project.standings(), project.machine, paths))
+        print(describe(project.standings(), project.machine, project.paths))
         return 0
     check_epochs(project, arguments.to_epoch)
     if arguments.idle:
@@ -213,6 +217,33 @@ def main(words: Sequence[str] | None = None) -> int:
     if project.machine.device.type == "cpu":
         return cores.run(project, seconds, arguments.to_epoch)
     return run(project, seconds, arguments.to_epoch)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what the command line asks for: show the plan, time, train, evaluate, pack or bring in results.
+
+    `words`: the options in place of the command line's. Returns the exit status: 0 when all that was chosen is done.
+    """
+    start, paths = time.monotonic(), Paths()
+    arguments = _arguments(words, paths)
+    # Importing torch takes seconds: they count towards the limit, and a mistyped option is answered before.
+    from pipeline.launch.archive import pack, unpack
+    from pipeline.launch.launcher import record
+
+    project = _project(arguments, paths)
+    if arguments.command == "pack":
+        light = project.evaluations if arguments.light else None
+        print(pack(arguments.file, project.chosen, project.cohorts, project.store, paths, light))
+    elif arguments.command == "unpack":
+        print(unpack(arguments.file, project.store))
+        record(project)
+    elif arguments.command == "measure":
+        _measure(project)
+    elif arguments.command == "simulate":
+        print(_simulated(project, arguments))
+    else:
+        return _work(project, arguments, start)
+    return 0
 
 
 if __name__ == "__main__":

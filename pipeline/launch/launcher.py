@@ -42,7 +42,7 @@ from pipeline.records.store import BUSY_SECONDS, Busy, Marks, cohort_lock, depth
 from pipeline.training.cohort import relative_cost
 from pipeline.training.train import Progress
 from pipeline.work import interruption
-from pipeline.work.cohort import Pace, diverged, evaluate_waypoints, train_waiting, write_standing
+from pipeline.work.cohort import Pace, Watch, diverged, evaluate_waypoints, train_waiting, write_standing
 from pipeline.work.console import clock, counted
 from pipeline.work.locks import locked
 from pipeline.work.machine import Machine
@@ -237,7 +237,7 @@ def work_on(
             say(f"{cohort.key}: training, {100 * item.share_trained:.1f} % done, {time_left_in_words(item)}")
             shape, pace = training_shape(cohort, jobs), Pace()
             try:
-                train_waiting(cohort, jobs, machine, facts, pace, paths, on_progress)
+                train_waiting(cohort, jobs, machine, facts, paths, Watch(pace, on_progress))
             finally:
                 if pace.rate is not None and pace.seconds >= PACE_SECONDS:
                     remember(store, machine, shape, pace.rate)

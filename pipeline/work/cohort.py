@@ -81,22 +81,31 @@ def whole_scale(jobs: list[Job], cohort: CohortSpec, cohorts: Iterable[CohortSpe
     return Whole(cohort.scale, len(jobs) + sum(len(other.runs) for other in others), done, effort_after)
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What the caller of a training learns of it while it goes on, and has the console say of it."""
+
+    pace: Pace = field(default_factory=Pace)
+    """Told of every step."""
+    on_progress: Callable[[Progress], None] = lambda progress: None
+    started: Callable[[], None] = lambda: None
+    """Called once the processes that train are there."""
+    whole: Whole | None = None
+    """What the cohort is a part of, where the console should say how that stands."""
+
+
 def train_waiting(
     cohort: CohortSpec,
     jobs: list[Job],
     machine: Machine,
     facts: Origin,
-    pace: Pace,
     paths: Paths,
-    on_progress: Callable[[Progress], None] = lambda progress: None,
-    started: Callable[[], None] = lambda: None,
-    whole: Whole | None = None,
+    watch: Watch,
     wait_seconds: float = 0.0,
 ) -> None:
     """Train the unfinished jobs with progress on the console. `facts` goes into every run.json.
 
-    `whole`: what the cohort is a part of, where the console should say how that stands. `wait_seconds`: for each run
-    that another process trains.
+    `wait_seconds`: how long to wait for each run that another process trains.
 
     Raises: UserError with what went wrong in each stack that failed; Stopped when asked to stop.
     """
@@ -104,7 +113,7 @@ def train_waiting(
     updates = sum(job.spec.total_steps for job in waiting)
     effort = {job.spec.name: relative_cost(job.spec) / job.spec.total_steps for job in waiting}
     total_effort = sum(relative_cost(job.spec) for job in waiting)
-    meter = ProgressMeter(cohort.key, updates, "update", total_effort, whole)
+    meter = ProgressMeter(cohort.key, updates, "update", total_effort, watch.whole)
     seen: dict[str, int] = {}
 
     def note(progress: Progress) -> None:
@@ -116,13 +125,13 @@ def train_waiting(
         move = meter.advance if progress.run in seen else meter.skip
         move(count, count * effort[progress.run])
         seen[progress.run] = progress.step
-        pace.note(progress.run, progress.step, time.monotonic())
-        on_progress(progress)
+        watch.pace.note(progress.run, progress.step, time.monotonic())
+        watch.on_progress(progress)
 
     data = paths.binarized(cohort.dataset)
     recorded: Given = {**facts, "data": load_dataset(data).info, "workers": machine.workers}
     try:
-        train_jobs(jobs, data, machine, recorded, note, started, wait_seconds)
+        train_jobs(jobs, data, machine, recorded, note, watch.started, wait_seconds)
     finally:
         meter.close()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -207,6 +208,43 @@ def cell_in_burda(cells: Cells, dataset: str, layers: int, objective: str, k: in
     return _burda_rows(cells, dataset, layers).get(heading, {}).get(k)
 
 
+@dataclass(frozen=True)
+class _Line:
+    """A row of Burda's Table 1 or 3: what is shown, and the exact numbers."""
+
+    group: str
+    shown: dict[str, str]
+    record: dict[str, Any]
+    greyed: tuple[str, ...]
+    """Headings of what is still on its way."""
+    best: str | None
+    """Heading of the lower NLL; None where the two are equal or one is missing."""
+
+
+def _beside(cells: Cells, under_way: Cells, experiment: str, dataset: str, layers: int, k: int) -> _Line:
+    """VAE beside IWAE at one k."""
+    shown: dict[str, str] = {"k": str(k)}
+    record: dict[str, Any] = {"dataset": dataset, "layers": layers, "k": k}
+    values: dict[str, float] = {}
+    greyed: list[str] = []
+    for objective in ("VAE", "IWAE"):
+        place = Place(experiment, dataset, layers, Setting.burda(objective.lower(), k))
+        cell, paper = cell_in_burda(cells, dataset, layers, objective, k), published_at(place, "nll")
+        ours = estimate(cell, "nll")
+        if ours:
+            values[objective] = ours.value
+        elif cell is None and (on_its_way := cell_in_burda(under_way, dataset, layers, objective, k)):
+            cell, ours = on_its_way, estimate(on_its_way, "nll")
+            greyed += [f"{objective}: {what}" for what in ("NLL", "active units")]
+        nll, printed = number(ours.value if ours else None), number(paper.value if paper else None)
+        shown[f"{objective}: NLL"] = f"{nll} ({printed})"
+        shown[f"{objective}: active units"] = f"{our_units(cell, layers)} ({published_units(place)})"
+        record |= {f"{objective.lower()}_nll": ours.value if ours else None}
+        record |= {f"paper_{objective.lower()}_nll": paper.value if paper else None}
+    best = f"{min(values, key=values.__getitem__)}: NLL" if len(set(values.values())) > 1 else None
+    return _Line(f"{dataset_name(dataset)}, {layers_name(layers)}", shown, record, tuple(greyed), best)
+
+
 def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
     """Burda's Table 1 or 3 as the paper prints it: VAE beside IWAE, ours with the paper's in brackets.
 
@@ -221,37 +259,11 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
         for known in (cells, under_way)
         if estimate(cell_in_burda(known, d, n, o, k), "nll")
     }
-    rows: list[dict[str, str]] = []
-    data: list[dict[str, Any]] = []
-    groups: list[str] = []
-    best: set[tuple[int, str]] = set()
-    greyed: set[tuple[int, str]] = set()
-    for dataset, layers, k in settings:
-        if run and (dataset, layers) not in run:
-            continue
-        shown: dict[str, str] = {"k": str(k)}
-        record: dict[str, Any] = {"dataset": dataset, "layers": layers, "k": k}
-        values: dict[str, float] = {}
-        for objective in ("VAE", "IWAE"):
-            place = Place(experiment, dataset, layers, Setting.burda(objective.lower(), k))
-            cell, paper = cell_in_burda(cells, dataset, layers, objective, k), published_at(place, "nll")
-            ours = estimate(cell, "nll")
-            if ours:
-                values[objective] = ours.value
-            elif cell is None and (on_its_way := cell_in_burda(under_way, dataset, layers, objective, k)):
-                cell, ours = on_its_way, estimate(on_its_way, "nll")
-                greyed |= {(len(rows), f"{objective}: {what}") for what in ("NLL", "active units")}
-            shown[f"{objective}: NLL"] = (
-                f"{number(ours.value if ours else None)} ({number(paper.value if paper else None)})"
-            )
-            shown[f"{objective}: active units"] = f"{our_units(cell, layers)} ({published_units(place)})"
-            record |= {f"{objective.lower()}_nll": ours.value if ours else None}
-            record |= {f"paper_{objective.lower()}_nll": paper.value if paper else None}
-        if len(set(values.values())) > 1:
-            best.add((len(rows), f"{min(values, key=values.__getitem__)}: NLL"))
-        rows.append(shown)
-        data.append(record)
-        groups.append(f"{dataset_name(dataset)}, {layers_name(layers)}")
+    lines = [
+        _beside(cells, under_way, experiment, *setting)
+        for setting in settings
+        if not run or (setting[0], setting[1]) in run
+    ]
     numeral = experiment.removeprefix("burda-table")
     caption = (
         "Read down for more samples k, across for VAE against IWAE: NLL should fall, active units rise.\n"
@@ -263,11 +275,11 @@ def side_by_side(cells: Cells, experiment: str, under_way: Cells) -> Table:
         f"table{numeral}",
         f"Burda et al., Table {numeral}{fixed}, ours (the paper's)",
         caption,
-        pd.DataFrame(data),
-        pd.DataFrame(rows),
-        tuple(groups),
-        frozenset(greyed),
-        best=frozenset(best),
+        pd.DataFrame([line.record for line in lines]),
+        pd.DataFrame([line.shown for line in lines]),
+        tuple(line.group for line in lines),
+        frozenset((i, heading) for i, line in enumerate(lines) for heading in line.greyed),
+        best=frozenset((i, line.best) for i, line in enumerate(lines) if line.best is not None),
     )
 
 

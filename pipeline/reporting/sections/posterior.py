@@ -88,6 +88,45 @@ def mass_levels(log_density: NDArray[np.float64], masses: list[float]) -> list[f
     return [float(density[min(int(np.searchsorted(held, mass)), len(density) - 1)]) for mass in masses]
 
 
+def _images_row(axes: Sequence[Axes], x: NDArray[Any]) -> None:
+    """The images [images, 784] that the posteriors below are of."""
+    for ax, image in zip(axes, x, strict=False):
+        ax.imshow(image.reshape(SIDE, SIDE), cmap="gray_r", interpolation="none")
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    axes[0].set_ylabel("image x")
+
+
+def _posteriors_of(
+    run: RunResult, above: Sequence[Axes], below: Sequence[Axes], labels: NDArray[Any], half: float
+) -> list[dict[str, Any]]:
+    """Draw a model's posteriors, an image a column, with decoded samples below; returns their numbers, a row an image.
+
+    `labels`: [images], the digits. `half`: half the side of a window, in prior standard deviations.
+    """
+    records: list[dict[str, Any]] = []
+    grids = {key: run.arrays[f"posterior/{key}"].astype(float) for key in GRID_FIELDS}
+    for n, (ax, decoded) in enumerate(zip(above, below, strict=True)):
+        grid = {key: value[n] for key, value in grids.items()}
+        _posterior_panel(ax, grid, half)
+        ax.set_title(f"KL(q‖p) = {grid['kl_q_p']:.1f} nats", fontsize=8.5)
+        _decoded_row(decoded, run, 2 * n)
+        records.append(
+            {
+                "model": model_name(run),
+                "cohort": run.cohort,
+                "run": run.spec.name,
+                "digit": int(labels[n]),
+                **{f"q_mean_{i + 1}": grids["q_mean"][n, i] for i in (0, 1)},
+                **{f"q_sd_{i + 1}": grids["q_sd"][n, i] for i in (0, 1)},
+                **_posterior_moments(grid),
+                "log_p": grids["log_p"][n],
+                "kl_q_p": grids["kl_q_p"][n],
+            }
+        )
+    return records
+
+
 def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
     """True posteriors by quadrature beside the encoder's Gaussians, and what q's samples decode to below each."""
     name, title = "posterior_contours", "Is the encoder's q wider than the true posterior?"
@@ -97,34 +136,12 @@ def posterior_contours(results: list[RunResult]) -> Figure | MissingFigure:
     count = len(runs[0].arrays["posterior/log_p"])
     x, labels = runs[0].arrays["pictures/x"][::2], runs[0].arrays.get("pictures/label", np.arange(10))[::2]
     half = common_half_width(runs)
-    records = []
+    records: list[dict[str, Any]] = []
     with open_canvas(name, 1.85 * count, 0.9 + 2.3 * len(runs)) as canvas:
         rows = canvas.subplots(1 + 2 * len(runs), count, squeeze=False, height_ratios=[0.4, *[1, 0.26] * len(runs)])
-        for n, ax in enumerate(rows[0]):
-            ax.imshow(x[n].reshape(SIDE, SIDE), cmap="gray_r", interpolation="none")
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        rows[0][0].set_ylabel("image x")
+        _images_row(rows[0], x)
         for above, below, run in zip(rows[1::2], rows[2::2], runs, strict=True):
-            grids = {key: run.arrays[f"posterior/{key}"].astype(float) for key in GRID_FIELDS}
-            for n in range(count):
-                grid = {key: value[n] for key, value in grids.items()}
-                _posterior_panel(above[n], grid, half)
-                above[n].set_title(f"KL(q‖p) = {grid['kl_q_p']:.1f} nats", fontsize=8.5)
-                _decoded_row(below[n], run, 2 * n)
-                records.append(
-                    {
-                        "model": model_name(run),
-                        "cohort": run.cohort,
-                        "run": run.spec.name,
-                        "digit": int(labels[n]),
-                        **{f"q_mean_{i + 1}": grids["q_mean"][n, i] for i in (0, 1)},
-                        **{f"q_sd_{i + 1}": grids["q_sd"][n, i] for i in (0, 1)},
-                        **_posterior_moments(grid),
-                        "log_p": grids["log_p"][n],
-                        "kl_q_p": grids["kl_q_p"][n],
-                    }
-                )
+            records += _posteriors_of(run, above, below, labels, half)
             above[0].set_ylabel(model_name(run))
             below[0].set_ylabel("decoded", fontsize=SMALL, rotation=0, ha="right", va="center")
         handles = [

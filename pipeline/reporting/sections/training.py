@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from pipeline.experiments.known import RAINFORTH_TABLE1, TWO_DIMENSIONAL
@@ -188,9 +189,8 @@ SMOOTHED = 9
 """Points of a training curve that are averaged: each is of one batch."""
 
 
-def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | MissingFigure:
-    """Test NLL minus training NLL of every cell that has both, beside the paper's range."""
-    name, title = "train_minus_test", "Do the models overfit?"
+def _gaps(cells: Cells) -> list[dict[str, Any]]:
+    """Test NLL minus training NLL, nats, of every cell of Burda's networks that has both, in the order of the rows."""
     rows: list[dict[str, Any]] = []
     for place, place_cells in cells.items():
         test, train = estimate(place_cells[0], "nll"), estimate(place_cells[0], "train_nll")
@@ -212,9 +212,35 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
                 "standard_error": se,
             }
         )
+    return sorted(rows, key=lambda row: (list(DATASET_NAMES).index(row["dataset"]), row["experiment"], row["rank"]))
+
+
+def _gap_panel(ax: Axes, gaps: list[dict[Any, Any]], dataset: str) -> None:
+    """The gaps of a dataset, a row a cell, over the range that Burda et al. report."""
+    if dataset in OVERFITTING_NATS:
+        low, high = OVERFITTING_NATS[dataset]
+        band = f"paper: {low} to {high}"
+        ax.axvspan(low, high, color=colour_of("ciwae"), alpha=0.35, lw=0, label=band)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
+    labels = []
+    for y, row in enumerate(gaps):
+        error = None if pd.isna(row["standard_error"]) else 1.96 * row["standard_error"]
+        ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=colour_of(row["objective"]))
+        network = "2 latent units" if row["experiment"] == TWO_DIMENSIONAL else layers_name(row["layers"])
+        labels.append(f"{row['setting']}, {network}")
+    ax.set_yticks(range(len(gaps)), labels, fontsize=SMALL)
+    ax.set_ylim(len(gaps) - 0.4, -0.6)
+    ax.axvline(0, color=INK, lw=0.8)
+    ax.set_title(dataset_name(dataset), loc="left")
+    ax.grid(axis="x", color=GRID)
+
+
+def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | MissingFigure:
+    """Test NLL minus training NLL of every cell that has both, beside the paper's range."""
+    name, title = "train_minus_test", "Do the models overfit?"
+    rows = _gaps(cells)
     if not rows:
         return MissingFigure(name, title, "finished runs evaluated on training images (evaluation: train_images)")
-    rows.sort(key=lambda row: (list(DATASET_NAMES).index(row["dataset"]), row["experiment"], row["rank"]))
     data = pd.DataFrame(rows).drop(columns="rank")
     datasets = list(dict.fromkeys(data["dataset"]))
     heights = [int((data["dataset"] == dataset).sum()) for dataset in datasets]
@@ -222,25 +248,7 @@ def generalization_gap(results: list[RunResult], cells: Cells) -> Figure | Missi
     with open_canvas(name, 8.6, 1.1 + 0.24 * sum(heights) + 0.6 * len(datasets)) as canvas:
         axes = canvas.subplots(len(datasets), 1, squeeze=False, height_ratios=heights)[:, 0]
         for ax, dataset in zip(axes, datasets, strict=True):
-            gaps = data[data["dataset"] == dataset].reset_index(drop=True)
-            if dataset in OVERFITTING_NATS:
-                low, high = OVERFITTING_NATS[dataset]
-                band = f"paper: {low} to {high}"
-                ax.axvspan(low, high, color=colour_of("ciwae"), alpha=0.35, lw=0, label=band)
-                ax.legend(loc="lower right", bbox_to_anchor=(1, 1))
-            for y, row in enumerate(gaps.to_dict("records")):
-                error = None if pd.isna(row["standard_error"]) else 1.96 * row["standard_error"]
-                ax.errorbar(row["gap"], y, xerr=error, fmt="o", ms=4.5, lw=1.2, color=colour_of(row["objective"]))
-            labels = [
-                f"{row['setting']}, " + ("2 latent units" if row["experiment"] == TWO_DIMENSIONAL else depth)
-                for row in gaps.to_dict("records")
-                for depth in [layers_name(row["layers"])]
-            ]
-            ax.set_yticks(range(len(gaps)), labels, fontsize=SMALL)
-            ax.set_ylim(len(gaps) - 0.4, -0.6)
-            ax.axvline(0, color=INK, lw=0.8)
-            ax.set_title(dataset_name(dataset), loc="left")
-            ax.grid(axis="x", color=GRID)
+            _gap_panel(ax, data[data["dataset"] == dataset].to_dict("records"), dataset)
         axes[-1].set_xlabel("test NLL − training NLL, nats")
         caption = (
             "How much better the models know their training images: test NLL minus NLL on training images, by the same "

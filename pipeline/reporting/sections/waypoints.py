@@ -205,13 +205,9 @@ def series_table(runs: Sequence[RunResult]) -> Table | None:
     return Table("waypoint_series", title, caption, pd.DataFrame(data), pd.DataFrame(rows), tuple(groups))
 
 
-def distance_figure(known: Sequence[Way]) -> Figure | None:
-    """Differences to the end against epochs, a line a cell, and the rank correlation; None where no cell has one."""
-    if not known:
-        return None
-    name = "waypoints"
-    datasets = by_dataset(known)
-    data = pd.DataFrame(
+def _distances(known: Sequence[Way]) -> pd.DataFrame:
+    """One row per cell and waypoint: NLL (nats) and active units, each minus the same at the cell's end."""
+    return pd.DataFrame(
         [
             {
                 "dataset": way.dataset,
@@ -229,14 +225,46 @@ def distance_figure(known: Sequence[Way]) -> Figure | None:
             for one in way.passed
         ]
     ).astype({"nll_gap": float, "nll_gap_se": float, "units_gap": float})
-    agreed = {
-        dataset: [
-            (at, order.nll)
-            for at in _before_end(dataset_ways)
-            if (order := agreement(dataset_ways, at)) and order.nll is not None
-        ]
-        for dataset, dataset_ways in datasets.items()
-    }
+
+
+def _agreements(of_dataset: Sequence[Way]) -> list[tuple[int, float]]:
+    """Epochs of each waypoint before the end, and the rank correlation there of the cells' NLL with the end's."""
+    return [
+        (at, order.nll)
+        for at in _before_end(of_dataset)
+        if (order := agreement(of_dataset, at)) and order.nll is not None
+    ]
+
+
+def _label_distances(axes: Sequence[Axes], data: pd.DataFrame) -> None:
+    """Scales and names of the vertical axes: differences of NLL and of active units and, where drawn, correlations."""
+    low, high = axes[1].get_ylim()
+    axes[1].set_ylim(min(low, -1.5), max(high, 1.5))
+    axes[0].set_yscale("symlog", linthresh=1.0)
+    ticks = [at for at in (-10, -1, 0, 1, 3, 10, 30, 100) if data["nll_gap"].min() - 1 <= at <= _above(data)]
+    axes[0].set_yticks(ticks, [f"{at:+d}".replace("-", "−") if at else "0" for at in ticks])
+    labels = ("NLL minus\nthe end's, nats", "active units\nminus the end's", "rank correlation\nwith the end")
+    for ax, label in zip(axes, labels, strict=False):
+        ax.set_ylabel(label)
+
+
+def _distance_legend(ax: Axes, known: Sequence[Way]) -> list[Any]:
+    """A mark for each objective and a line for each k that the cells have."""
+    met = {way.cell.place.setting.objective for way in known}
+    objectives = [objective for objective in MARKERS if objective in met]
+    counts = sorted({way.cell.place.setting.T for way in known} & set(LINES))
+    styles = [ax.plot([], [], color=INK, ls=LINES[k], lw=1.3, label=f"k = {k}")[0] for k in counts]
+    return [*legend_handles(objectives, paper=False)[: len(objectives)], *styles]
+
+
+def distance_figure(known: Sequence[Way]) -> Figure | None:
+    """Differences to the end against epochs, a line a cell, and the rank correlation; None where no cell has one."""
+    if not known:
+        return None
+    name = "waypoints"
+    datasets = by_dataset(known)
+    data = _distances(known)
+    agreed = {dataset: _agreements(dataset_ways) for dataset, dataset_ways in datasets.items()}
     rows = 3 if any(agreed.values()) else 2
     with open_canvas(name, min(10.8, 1.4 + 2.9 * max(2, len(datasets))), 0.8 + 2.1 * rows) as canvas:
         axes = canvas.subplots(rows, len(datasets), sharex=True, sharey="row", squeeze=False)
@@ -253,19 +281,8 @@ def distance_figure(known: Sequence[Way]) -> Figure | None:
             column[-1].set_xlabel("epochs")
             for ax in column:
                 ax.grid(color=GRID)
-        low, high = axes[1, 0].get_ylim()
-        axes[1, 0].set_ylim(min(low, -1.5), max(high, 1.5))
-        axes[0, 0].set_yscale("symlog", linthresh=1.0)
-        ticks = [at for at in (-10, -1, 0, 1, 3, 10, 30, 100) if data["nll_gap"].min() - 1 <= at <= _above(data)]
-        axes[0, 0].set_yticks(ticks, [f"{at:+d}".replace("-", "−") if at else "0" for at in ticks])
-        labels = ("NLL minus\nthe end's, nats", "active units\nminus the end's", "rank correlation\nwith the end")
-        for ax, label in zip(axes[:, 0], labels, strict=False):
-            ax.set_ylabel(label)
-        objectives = [objective for objective in MARKERS if (data["objective"] == objective).any()]
-        counts = sorted({way.cell.place.setting.T for way in known} & set(LINES))
-        styles = [axes[0, 0].plot([], [], color=INK, ls=LINES[k], lw=1.3, label=f"k = {k}")[0] for k in counts]
-        marks = legend_handles(objectives, paper=False)[: len(objectives)]
-        canvas.legend(handles=[*marks, *styles], loc="outside lower center", ncols=9)
+        _label_distances(list(axes[:, 0]), data)
+        canvas.legend(handles=_distance_legend(axes[0, 0], known), loc="outside lower center", ncols=9)
         caption = (
             "Near zero a waypoint has the end's value; where the lines of a panel stay together, it tells which cell "
             "will be better.\n"
