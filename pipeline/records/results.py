@@ -60,6 +60,8 @@ VARYING = ("wall_s", "device", "torch", "git_revision", "command")
 """Facts of an evaluation that differ from time to time."""
 WAYPOINT_ARRAYS = ("log_p_hat", "unit_variance_1", "unit_variance_2")
 """What is kept of an earlier waypoint, for the series against epochs."""
+TOY = "gaussian-toy"
+"""Folder of the Gaussian toy's numbers, beside those of the cohorts."""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
-from pipeline.experiments.names import TOY
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import value_of
+from pipeline.records.results import TOY
 from pipeline.reporting.evidence.cells import SPLITS, Cell, Cells, find, setting_name
 from pipeline.reporting.evidence.claims import (
     OURS,
