@@ -8,11 +8,10 @@ import time
 from pipeline.array_files import write_arrays
 from pipeline.errors import UserError
 from pipeline.evaluation.gaussian_toy import measure_toy
-from pipeline.experiments.names import TOY
 from pipeline.experiments.params import load_params
 from pipeline.files import write_json
 from pipeline.paths import Paths
-from pipeline.records.results import ARRAYS, METRICS
+from pipeline.records.results import ARRAYS, METRICS, TOY
 from pipeline.records.sums import write_sums
 from pipeline.work.console import ProgressMeter
 from pipeline.work.machine import resolve_device

@@ -12,7 +12,7 @@ import argparse
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,17 @@ from typing import Any
 from pipeline.data.catalogue import DATASETS
 from pipeline.errors import UserError
 from pipeline.experiments.cohorts import INDEX, WRITE_COHORTS, load_cohorts, load_index
-from pipeline.experiments.names import TOY, CellName, CohortKey, ProtocolName
-from pipeline.experiments.params import Experiment, Params, Part, RunReference, Scale, SettingParams, load_params
+from pipeline.experiments.names import CellName, ProtocolName
+from pipeline.experiments.params import (
+    Experiment,
+    Params,
+    Part,
+    RunReference,
+    Scale,
+    SettingParams,
+    ToyParams,
+    load_params,
+)
 from pipeline.experiments.protocol import PROTOCOLS, Changes, Protocol, with_changes
 from pipeline.experiments.schedule import burda_schedule
 from pipeline.experiments.spec import BATCH_SIZE, CohortSpec, RunSpec, Stage, ToySpec
@@ -264,26 +273,35 @@ def _check_cohort(cohort: CohortSpec, cohorts: dict[str, CohortSpec], source: Pa
             )
 
 
-def estimators(cohorts: Mapping[str, CohortSpec], toys: Mapping[str, ToySpec]) -> dict[str, dict[str, str]]:
-    """By scale and cohort, a digest of what the estimators of its runs compute; that of a scale's toy as `TOY`.
+def _estimators(settings: Iterable[tuple[str, int, int, float | None]]) -> str:
+    """A digest of what estimators compute, each (objective, M, K, parameter).
 
     DVC trains a cohort anew, and measures a toy anew, where it is another one: no file that DVC looks at has the
-    formulas. `toys`: by scale.
+    formulas.
     """
     # torch takes seconds to import, which stages that only read finished cohorts should not pay.
     from pipeline.objectives import fingerprint
 
-    settings: dict[CohortKey, list[tuple[str, int, int, float | None]]] = {
-        CohortKey(cohort.scale, cohort.name): [(run.objective, run.M, run.K, run.parameter) for run in cohort.runs]
-        for cohort in cohorts.values()
-    }
-    for scale, toy in toys.items():
-        settings[CohortKey(scale, TOY)] = [(*setting, None) for setting in toy.settings()]
+    return hashlib.sha256(" ".join(fingerprint(*setting) for setting in settings).encode()).hexdigest()[:16]
+
+
+def estimators(cohorts: Mapping[str, CohortSpec]) -> dict[str, dict[str, str]]:
+    """By scale and cohort, a digest of what the estimators of its runs compute."""
     named: dict[str, dict[str, str]] = {}
-    for key, measured in settings.items():
-        prints = " ".join(fingerprint(*setting) for setting in measured)
-        named.setdefault(key.scale, {})[key.name] = hashlib.sha256(prints.encode()).hexdigest()[:16]
+    for cohort in cohorts.values():
+        settings = [(run.objective, run.M, run.K, run.parameter) for run in cohort.runs]
+        named.setdefault(cohort.scale, {})[cohort.name] = _estimators(settings)
     return named
+
+
+def toy_estimators(toy: ToySpec) -> str:
+    """The same of the estimators that are measured on Rainforth's Gaussian model."""
+    return _estimators((*setting, None) for setting in toy.settings())
+
+
+def _toy_entry(toy: ToyParams) -> dict[str, Any]:
+    """All that its results depend on."""
+    return toy.model_dump() | {"estimators": toy_estimators(toy.spec())}
 
 
 def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
@@ -297,12 +315,11 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
         return brief if cohort.continues is None else brief | {"continues": cohort.continues}
 
     every = {key: entry(cohort) for key, cohort in cohorts.items()}
-    toys = {name: scale.toy for name, scale in params.scales.items() if scale.toy}
     return {
         "params_digest": params.digest(),
         "cohort_digests": {key: cohort.digest() for key, cohort in cohorts.items()},
         "judged": {name: scale.judged for name, scale in params.scales.items()},
-        "estimators": estimators(cohorts, {name: toy.spec() for name, toy in toys.items()}),
+        "estimators": estimators(cohorts),
         "order": list(cohorts),
         "scale_names": list(params.scales),
         "datasets": [name for name in DATASETS if any(c.dataset == name for c in cohorts.values())],
@@ -310,7 +327,7 @@ def index(params: Params, cohorts: dict[str, CohortSpec]) -> dict[str, Any]:
             name: {experiment: asdict(scale.evaluation_spec(experiment)) for experiment in scale.experiments}
             for name, scale in params.scales.items()
         },
-        "toys": {name: toy.model_dump() for name, toy in toys.items()},
+        "toys": {name: _toy_entry(scale.toy) for name, scale in params.scales.items() if scale.toy},
         "cohorts": {key: value for key, value in every.items() if "continues" not in value},
         "continued": {key: value for key, value in every.items() if "continues" in value},
         "every": every,
@@ -357,22 +374,23 @@ def check_in_step(params: Params, folder: Path, source: Path = HERE.params) -> N
 
 
 def check_estimators(folder: Path, source: Path = HERE.params) -> None:
-    """Raises: UserError naming the cohorts and toys in `folder` whose estimators compute something else since it was
-    written.
+    """Raises: UserError naming what depends on estimators that compute something else since `folder` was written:
+    cohorts, and toys by their stage.
 
     `source`: the parameters' file, for messages.
     """
     index: Any = load_index(folder)
+    now = estimators(load_cohorts(folder))
     with content_of(folder / INDEX, "the index of the cohorts", WRITE_COHORTS):
         written = index["estimators"]
-        toys = {scale: ToySpec.from_json(toy) for scale, toy in index["toys"].items()}
-        now = estimators(load_cohorts(folder), toys)
         others = [
             f"{scale}/{name}"
             for scale, cohorts in now.items()
             for name, digest in cohorts.items()
             if written.get(scale, {}).get(name) != digest
         ]
+        toys = {scale: (ToySpec.from_json(toy), toy.get("estimators")) for scale, toy in index["toys"].items()}
+        others += [f"toy@{scale}" for scale, (toy, digest) in toys.items() if toy_estimators(toy) != digest]
     if others:
         more = f" and {len(others) - NAMED} more" if len(others) > NAMED else ""
         raise UserError(

@@ -10,9 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-TOY = "gaussian-toy"
-"""Names Rainforth's Gaussian model among the cohorts of a scale: in the index, and as the folder of its results."""
-
 
 @dataclass(frozen=True)
 class CohortKey:

@@ -60,6 +60,8 @@ VARYING = ("wall_s", "device", "torch", "git_revision", "command")
 """Facts of an evaluation that differ from time to time."""
 WAYPOINT_ARRAYS = ("log_p_hat", "unit_variance_1", "unit_variance_2")
 """What is kept of an earlier waypoint, for the series against epochs."""
+TOY = "gaussian-toy"
+"""Folder of the Gaussian toy's numbers, beside those of the cohorts."""
 
 
 @dataclass(frozen=True)
@@ -412,22 +414,24 @@ def _results(folder: Path, remedy: str) -> list[RunResult]:
     for name, run in runs.items():
         keys = {key.removeprefix(f"{name}/"): key for key in arrays if key.startswith(f"{name}/")}
         run_arrays = {short: arrays[key] for short, key in keys.items()}
-        told = provenance[name]
-        if told.get(SECONDS):
-            run_arrays[SECONDS] = np.array(told[SECONDS])
+        # Each part is taken apart under its own file's name, which a message then gives.
+        with content_of(folder / WAYPOINTS, "the waypoints of a cohort", remedy):
+            lasting = {str(at["steps"]): _of_waypoint(at) for at in waypoints.get(name, [])}
+        with content_of(folder / (RUNS if all_in_one else PROVENANCE), "the provenance of a cohort", remedy):
+            told = provenance[name]
+            training: Any = {**told["training"]}
+            varying: Any = {**told["evaluation"]}
+            varying_at: Any = {steps: {**told["waypoints"][steps]} for steps in lasting}
+            if told.get(SECONDS):
+                run_arrays[SECONDS] = np.array(told[SECONDS], dtype=np.float64)
+        with content_of(folder / METRICS, "the metrics of a cohort", remedy):
+            values = _numbers(metrics.get(name, {}))
         series = []
-        for at in waypoints.get(name, []):
-            start = f"waypoints/{at['steps']}/"
-            series.append(
-                Waypoint(
-                    steps=at["steps"],
-                    epochs=at["epochs"],
-                    status=at["status"],
-                    evaluation=at["evaluation"] | told["waypoints"][str(at["steps"])],
-                    metrics=at["metrics"],
-                    arrays=_unpacked({k.removeprefix(start): a for k, a in run_arrays.items() if k.startswith(start)}),
-                )
-            )
+        for steps, waypoint in lasting.items():
+            start = f"waypoints/{steps}/"
+            arrays_at = {k.removeprefix(start): a for k, a in run_arrays.items() if k.startswith(start)}
+            facts: Any = {**waypoint.evaluation, **varying_at[steps]}
+            series.append(replace(waypoint, evaluation=facts, arrays=_unpacked(arrays_at)))
         results.append(
             RunResult(
                 cohort=run["cohort"],
@@ -435,12 +439,26 @@ def _results(folder: Path, remedy: str) -> list[RunResult]:
                 spec=RunSpec.from_json(run["spec"]),
                 digest=run["digest"],
                 status=run["status"],
-                training=told["training"],
-                evaluation=run["evaluation"] | told["evaluation"],
-                metrics=metrics.get(name, {}),
+                training=training,
+                evaluation=run["evaluation"] | varying,
+                metrics=values,
                 arrays=_unpacked({k: a for k, a in run_arrays.items() if not k.startswith("waypoints/")}),
                 waypoints=tuple(series),
                 planned_steps=run.get("planned_steps", 0),
             )
         )
     return results
+
+
+def _of_waypoint(at: dict[str, Any]) -> Waypoint:
+    """A waypoint as its entry tells, without its arrays and what varies."""
+    Status.of(at["status"])
+    facts: Any = {**at["evaluation"]}
+    return Waypoint(at["steps"], at["epochs"], at["status"], facts, _numbers(at["metrics"]), {})
+
+
+def _numbers(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics. Raises: TypeError or AttributeError where these are not numbers by name."""
+    for value in metrics.values():
+        math.isfinite(value)
+    return metrics

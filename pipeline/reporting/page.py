@@ -13,12 +13,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from pipeline.experiments.names import TOY, CohortKey
+from pipeline.experiments.names import CohortKey
 from pipeline.experiments.spec import CohortSpec
 from pipeline.files import atomic_path, write_json, write_text
 from pipeline.published import published_value
 from pipeline.records.metrics import value_of
-from pipeline.records.results import METRICS, RUNS, RunResult
+from pipeline.records.results import METRICS, RUNS, TOY, RunResult
 from pipeline.reporting.evidence.cells import NOT_RUN, PAPER_SCALE, gather, objective_name
 from pipeline.reporting.evidence.claims import (
     FAILS,

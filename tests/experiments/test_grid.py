@@ -24,7 +24,6 @@ from pipeline.experiments.grid import (
     run_name,
     write_cohorts,
 )
-from pipeline.experiments.names import TOY
 from pipeline.experiments.params import Params, load_params
 from pipeline.experiments.protocol import PROTOCOLS
 from pipeline.experiments.spec import CohortSpec, RunSpec, Stage, digest
@@ -558,7 +557,7 @@ def test_a_toy_is_refused_where_an_estimator_that_it_measures_was_corrected(
     path.write_text(yaml.safe_dump(changed("scales.small.toy", {"seed": 0, "samples": [1, 4], "gradients": 16})))
     params, folder = load_params(path), tmp_path / "cohorts"
     write_cohorts(params, folder)
-    before = read_json(folder / "index.json")["estimators"]["small"][TOY]
+    before = read_json(folder / "index.json")["toys"]["small"]
     check_estimators(folder)
     entry = OBJECTIVES[objective]
 
@@ -569,18 +568,17 @@ def test_a_toy_is_refused_where_an_estimator_that_it_measures_was_corrected(
     monkeypatch.setitem(OBJECTIVES, objective, replace(entry, weights=corrected))
     fingerprint.cache_clear()
     try:
-        with pytest.raises(UserError, match=r"objectives\.py: .*small/gaussian-toy.*are then computed anew"):
+        with pytest.raises(UserError, match=r"objectives\.py: .*toy@small.*are then computed anew"):
             check_estimators(folder)
         write_cohorts(params, folder)
         check_estimators(folder)
     finally:
         fingerprint.cache_clear()
-    assert read_json(folder / "index.json")["estimators"]["small"][TOY] != before
-
-
-def test_dvc_matches_a_toy_by_its_estimators() -> None:
-    (params,) = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["toy"]["do"]["params"]
-    assert f"estimators.${{key}}.{TOY}" in params["cohorts/index.json"]
+    after = read_json(folder / "index.json")["toys"]["small"]
+    assert {name for name in after if after[name] != before[name]} == {"estimators"}
+    # The stage's parameters: DVC runs it where one of them is another.
+    (told,) = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]["toy"]["do"]["params"]
+    assert told == {"cohorts/index.json": ["toys.${key}"]}
 
 
 @pytest.mark.parametrize("value", [None, 3, {"small": [1]}])

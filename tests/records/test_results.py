@@ -24,6 +24,7 @@ from pipeline.records.results import (
     told_apart,
 )
 from pipeline.records.run_folder import HISTORY_COLUMNS
+from pipeline.records.sums import sealed
 from tests.conftest import make_run
 
 
@@ -159,6 +160,31 @@ def test_provenance_that_was_edited_is_named_and_written_again(tmp_path: Path) -
     path.unlink()
     with pytest.raises(UserError, match=r"provenance\.json: missing; run `python"):
         cohort_results(folder)
+
+
+ENTRIES: list[Any] = [None, 3, {"training": {}}, {"training": 1, "evaluation": {}}]
+
+
+# No metrics, as of a run that diverged, and no waypoints are nothing wrong.
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    [
+        *[(name, entry) for name in ("runs", "provenance") for entry in (*ENTRIES, [], {})],
+        *[("metrics", entry) for entry in (*ENTRIES, [])],
+        *[("waypoints", entry) for entry in ENTRIES],
+    ],
+)
+def test_a_wrong_entry_is_blamed_on_the_file_that_has_it(name: str, entry: Any, tmp_path: Path) -> None:
+    """Of results without sums, or where sums were written of what is wrong."""
+    folder = tmp_path / "quick/results/burda-table1-mnist-1L-T5"
+    save_results(folder, [few_results()])
+    (folder / "sums.json").unlink()
+    path = folder / f"{name}.json"
+    content = {few_results().spec.name: entry}
+    write_json(path, sealed(content) if name == "provenance" else content)
+    with pytest.raises(UserError, match=rf"/{name}\.json: .*run `python -m stages\.evaluate quick/burda") as caught:
+        cohort_results(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_provenance_without_a_sum_is_taken_and_stays_as_it_is(tmp_path: Path) -> None:

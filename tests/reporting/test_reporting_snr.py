@@ -11,10 +11,9 @@ from scipy import stats
 from pipeline.evaluation.gaussian_toy import GROUPS
 from pipeline.evaluation.gaussian_toy import SWEEPS as MEASURED_SWEEPS
 from pipeline.evaluation.snr import BLOCKS
-from pipeline.experiments.names import TOY
 from pipeline.files import write_json
 from pipeline.published import Setting
-from pipeline.records.results import ARRAYS, METRICS, RunResult
+from pipeline.records.results import ARRAYS, METRICS, TOY, RunResult
 from pipeline.reporting.evidence.cells import gather
 from pipeline.reporting.evidence.claims import HOLDS, NOT_DECIDED, NOT_RUN, UNDECIDED, Effect
 from pipeline.reporting.evidence.toy import ToyResult, load_toy

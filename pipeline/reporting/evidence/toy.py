@@ -10,9 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.array_files import read_arrays
-from pipeline.experiments.names import TOY
 from pipeline.files import read_object
-from pipeline.records.results import ARRAYS, METRICS
+from pipeline.records.results import ARRAYS, METRICS, TOY
 from pipeline.records.sums import check_sums
 
 

@@ -13,9 +13,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from numpy.typing import NDArray
 
 from pipeline.experiments.known import RAINFORTH_TABLE1
-from pipeline.experiments.names import TOY
 from pipeline.published import Place, Setting, published_at
 from pipeline.records.metrics import value_of
+from pipeline.records.results import TOY
 from pipeline.reporting.evidence.cells import SPLITS, Cell, Cells, find, setting_name
 from pipeline.reporting.evidence.claims import (
     OURS,
