@@ -218,9 +218,9 @@ def fingerprint(name: str, M: int, K: int, parameter: float | None = None) -> st
     return hashlib.sha256(repr(rounded).encode()).hexdigest()[:16]
 
 
-LEVELS = (0.0, -550.0)
-"""Log-weights at which an estimator is tried: small ones, and those of a model that has learned nothing, at which exp
-is zero in float32."""
+RANGES = ((-1.0, 1.0), (-551.0, -549.0), (-300.0, 0.0))
+"""Log-weights at which an estimator is tried: small ones; those of a model that has learned nothing, at which exp is
+zero in float32; and some that lie so far apart within an image that exp of their distance from the mean is infinite."""
 
 
 def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
@@ -233,13 +233,16 @@ def check_estimator(name: str, M: int, K: int, parameter: float | None) -> None:
         raise UserError(f"{where}: a name becomes a folder's: lower-case letters, digits and - alone")
     if name not in OBJECTIVES:
         raise UserError(f"unknown objective {name!r}; allowed: {', '.join(OBJECTIVES)}")
-    for level in LEVELS:
-        _try_at(level, OBJECTIVES[name], where, (M, K, 3), () if parameter is None else (parameter,))
+    for between in RANGES:
+        _try_in(between, OBJECTIVES[name], where, (M, K, 3), () if parameter is None else (parameter,))
 
 
-def _try_at(level: float, entry: Objective, where: str, shape: tuple[int, int, int], args: tuple[float, ...]) -> None:
-    """Raises: UserError when the functions do not give what a step needs at log-weights about `level`."""
-    log_w = level + torch.linspace(-3, 3, math.prod(shape)).sin().view(shape)
+def _try_in(
+    between: tuple[float, float], entry: Objective, where: str, shape: tuple[int, int, int], args: tuple[float, ...]
+) -> None:
+    """Raises: UserError when the functions do not give what a step needs at log-weights in that range."""
+    low, high = between
+    log_w = (low + high) / 2 + (high - low) / 2 * torch.linspace(-3, 3, math.prod(shape)).sin().view(shape)
     kept = log_w.clone()
 
     def checked(what: str, value: object, expected: tuple[int, ...]) -> None:
@@ -249,7 +252,7 @@ def _try_at(level: float, entry: Objective, where: str, shape: tuple[int, int, i
         if value.dtype != log_w.dtype:
             raise UserError(f"{where}: {what} is to be of log_w's type, {log_w.dtype}, not {value.dtype}")
         if not value.isfinite().all():
-            raise UserError(f"{where}: {what} is not finite for log_w between {level - 1:.0f} and {level + 1:.0f}")
+            raise UserError(f"{where}: {what} is not finite for log_w between {low:.0f} and {high:.0f}")
 
     def given(log_w: Tensor) -> dict[str, Tensor]:
         weights = entry.weights(log_w, *args)

@@ -241,6 +241,14 @@ ODD: dict[str, tuple[Objective, str]] = {
         Objective(vae, lambda log_w: log_w.exp().mean((0, 1)).log(), "mine"),
         "bound is not finite for log_w between -551 and -549",
     ),
+    "mean-for-maximum": (
+        Objective(
+            lambda log_w: Weights(*3 * [(w := (log_w - log_w.mean(1, keepdim=True)).exp()) / w.sum(1, keepdim=True)]),
+            miwae_bound,
+            "mine",
+        ),
+        "theta is not finite for log_w between -300 and 0",
+    ),
     "counts": (
         Objective(lambda log_w: Weights(*3 * [(log_w > 0).long()]), miwae_bound, "mine"),
         "theta is to be of log_w's type, torch.float32, not torch.int64",

@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -349,6 +350,8 @@ def write_cohorts(params: Params, folder: Path, source: Path = HERE.params) -> i
     stale = set(folder.rglob("*.json")) - set(wanted)
     for path in stale:
         path.unlink()
+        with suppress(OSError):
+            path.parent.rmdir()  # A scale's last cohort: its folder is empty.
     changed = [path for path, value in wanted.items() if _differs(path, value)]
     for path in changed:
         write_json(path, wanted[path])

@@ -653,7 +653,7 @@ def test_stale_files_go(tmp_path: Path) -> None:
     stale.parent.mkdir()
     stale.write_text("{}")
     assert write_cohorts(small(), tmp_path) == 1
-    assert not stale.exists()
+    assert not stale.parent.exists()
     only_first = {"first": {"datasets": ["mnist"], "layers": [1]}}
     write_cohorts(small("scales.small.experiments", only_first), tmp_path)
     assert not (tmp_path / "small/second-mnist-1L-T5.json").exists()
