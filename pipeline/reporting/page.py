@@ -33,7 +33,7 @@ from pipeline.reporting.evidence.claims import (
 from pipeline.reporting.evidence.toy import load_toy
 from pipeline.reporting.evidence.verdicts import MARGIN
 from pipeline.reporting.forms import render, strips, tables
-from pipeline.reporting.forms.drawing import THEME, Figure
+from pipeline.reporting.forms.drawing import SMALL, THEME, Figure
 from pipeline.reporting.forms.numbers import DASH
 from pipeline.reporting.forms.section import Section
 from pipeline.reporting.forms.tables import Table
@@ -77,6 +77,8 @@ WORDS = {
 """Decision -> how one claim and several are said to stand."""
 PAGE_TEMPLATE = "page.html"
 POINTS_PER_PIXEL = 0.75
+LEAST_PRINTED = 7.0
+"""Points of the smallest letters of a figure on paper."""
 
 
 @dataclass(frozen=True)
@@ -223,9 +225,11 @@ def inline_svg(figure: Figure) -> Markup:
     for colour, name in THEME.items():
         svg = svg.replace(f": {colour}", f": {name}")
     # At its own size, so that letters are as large as they were meant; a narrow screen scrolls.
-    width = round(float(re.findall(r'width="([\d.]+)pt"', svg)[0]) / POINTS_PER_PIXEL)
+    wide, high = (float(re.findall(rf'{side}="([\d.]+)pt"', svg)[0]) for side in ("width", "height"))
     svg = re.sub(r' (?:width|height)="[\d.]+pt"', "", svg, count=2)
-    label = Markup('<svg role="img" style="width: {}px" aria-label="{}. {}"').format(width, figure.title, figure.see)
+    label = Markup('<svg role="img" style="width: {}px; --readable: {}pt" aria-label="{}. {}"').format(
+        round(wide / POINTS_PER_PIXEL), round(high * LEAST_PRINTED / SMALL), figure.title, figure.see
+    )
     return Markup(svg.replace("<svg", label, 1))
 
 

@@ -244,6 +244,24 @@ def test_on_paper_no_picture_is_blown_up(browser: Any, report: Path) -> None:
         assert page.locator(".picture svg[style]").evaluate_all(right) <= NARROW
 
 
+# Points of the smallest letters of each picture, by how its viewBox, whose unit is a point, is scaled.
+PRINTED = """() => [...document.querySelectorAll('.picture svg[style]')].map((svg) => Math.min(
+  ...[...svg.querySelectorAll('text')].map((text) => parseFloat(getComputedStyle(text).fontSize))) *
+  svg.getBoundingClientRect().width / svg.viewBox.baseVal.width * 0.75)"""
+A4_ON_ITS_SIDE = {"width": 1047, "height": 718}
+"""CSS pixels within margins of a centimetre."""
+
+
+def test_on_paper_the_letters_of_every_picture_are_readable(browser: Any, report: Path) -> None:
+    with opened(browser, report) as page:
+        page.evaluate("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
+        page.emulate_media(media="print")
+        page.set_viewport_size(A4_ON_ITS_SIDE)
+        letters = page.evaluate(PRINTED)
+        assert len(letters) > 10
+        assert min(letters) >= 6.9
+
+
 def test_on_a_phone_both_objectives_of_table_1_are_seen(browser: Any, report: Path) -> None:
     with opened(browser, report) as page:
         page.set_viewport_size({"width": 390, "height": 800})
