@@ -43,7 +43,7 @@ SUMMARY = "result.json"
 
 
 @dataclass(frozen=True)
-class Changes:
+class Publication:
     """What `publish` did: runs newly published, left as they were, and published earlier but deleted now."""
 
     created: int
@@ -57,7 +57,7 @@ def publish(
     paper_nll: Callable[[RunResult], float | None],
     known_cells: Collection[str],
     on_run: Callable[[], None] = lambda: None,
-) -> Changes:
+) -> Publication:
     """Make the store agree with `results`, all of one scale; a second call with the same results changes nothing.
 
     A run is known by its cell (`<cohort>/<run>`) and its digest, so that none is there twice. Live runs of `results`
@@ -68,7 +68,7 @@ def publish(
     Raises: UserError when the store cannot be used.
     """
     if not results:
-        return Changes(0, 0, 0)
+        return Publication(0, 0, 0)
     metrics = {result.cell: final_metrics(result, paper_nll(result)) for result in results}
     prints = {result.cell: content_fingerprint(result, metrics[result.cell]) for result in results}
     scale = results[0].scale
@@ -91,7 +91,7 @@ def publish(
             client.set_tag(run_id, LOGGED_FILES, json.dumps(_sums(_artifacts(client.get_run(run_id)))))
             client.set_tag(run_id, COMPLETE, prints[result.cell])
     removed = sum(COMPLETE in run.data.tags for run in surplus)
-    return Changes(created=len(results) - len(kept), kept=len(kept), removed=removed)
+    return Publication(created=len(results) - len(kept), kept=len(kept), removed=removed)
 
 
 def schedules_by_dataset(results: list[RunResult]) -> dict[str, list[str]]:

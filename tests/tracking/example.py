@@ -14,7 +14,7 @@ from pipeline.experiments.spec import CohortSpec, RunSpec, Stage
 from pipeline.records.results import RunResult
 from pipeline.tracking.curves import LOGGED_CURVES, saved_rows
 from pipeline.tracking.live import LiveTracker
-from pipeline.tracking.publish import Changes, publish
+from pipeline.tracking.publish import Publication, publish
 from pipeline.tracking.store import locked_store
 
 ONE, TWO = "quick/burda-table1-mnist-1L-T50", "quick/burda-table1-mnist-1L-T5"
@@ -88,7 +88,9 @@ def paper(result: RunResult) -> float | None:
     return 84.78 if result.spec.K == 50 else None
 
 
-def publish_all(root: Path, results: list[RunResult], lookup: Callable[[RunResult], float | None] = paper) -> Changes:
+def publish_all(
+    root: Path, results: list[RunResult], lookup: Callable[[RunResult], float | None] = paper
+) -> Publication:
     return publish(root, results, lookup, {result.cell for result in results})
 
 

@@ -10,7 +10,7 @@ from pipeline.errors import UserError
 from pipeline.tracking import live
 from pipeline.tracking.curves import saved_rows
 from pipeline.tracking.live import LiveTracker
-from pipeline.tracking.publish import Changes, publish
+from pipeline.tracking.publish import Publication, publish
 from pipeline.tracking.store import STORE
 from tests.tracking.example import (
     ONE,
@@ -30,7 +30,7 @@ def test_a_finished_live_run_is_replaced_by_the_published_one_with_its_true_time
     results = two_cohorts()
     train_live(root, results, ONE, finish=True).close()
     assert {run.info.status for run in stored_runs(root)} == {"FINISHED"}
-    assert publish_all(root, results) == Changes(3, 0, 0)
+    assert publish_all(root, results) == Publication(3, 0, 0)
     runs = stored_runs(root)
     assert len(runs) == 3
     assert {run.info.end_time - run.info.start_time for run in runs} == {600_250}
@@ -38,7 +38,7 @@ def test_a_finished_live_run_is_replaced_by_the_published_one_with_its_true_time
     rows = saved_rows(results[0].arrays)
     assert [(step, value) for step, _, value in seen[4]["train/bound"]] == [(row["step"], row["bound"]) for row in rows]
     assert seen[4]["test/nll"][0][2] == 86.5
-    assert publish_all(root, results) == Changes(0, 3, 0)
+    assert publish_all(root, results) == Publication(0, 3, 0)
 
 
 def test_a_live_run_begins_when_its_training_began(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +59,7 @@ def test_a_live_run_killed_midway_is_replaced(root: Path) -> None:
     results = two_cohorts()
     train_live(root, results, ONE, finish=False)
     assert {run.info.status for run in stored_runs(root)} == {"RUNNING"}
-    assert publish_all(root, results) == Changes(3, 0, 0)
+    assert publish_all(root, results) == Publication(3, 0, 0)
     assert len(stored_runs(root)) == 3
     assert len(content(root)[results[0].cell][4]["train/bound"]) == POINTS
 
@@ -94,11 +94,11 @@ def test_live_runs_of_a_cohort_without_results_survive_while_in_the_grid(root: P
     results = two_cohorts()
     tracker = train_live(root, results, TWO, finish=False)
     known = {result.cell for result in results}
-    assert publish(root, results[:2], paper, known) == Changes(2, 0, 0)
+    assert publish(root, results[:2], paper, known) == Publication(2, 0, 0)
     tracker.log("iwae-M1-K5-s0", saved_rows(results[2].arrays)[3:])
     tracker.finish("iwae-M1-K5-s0", "finished")
     assert len(content(root)[results[2].cell][4]["train/bound"]) == POINTS
-    assert publish(root, results[:2], paper, known - {results[2].cell}) == Changes(0, 2, 0)
+    assert publish(root, results[:2], paper, known - {results[2].cell}) == Publication(0, 2, 0)
     assert len(stored_runs(root)) == 2
 
 

@@ -14,7 +14,7 @@ import pytest
 from pipeline.files import write_json
 from pipeline.records.results import Waypoint, load_results, save_results
 from pipeline.reporting.forms.drawing import colour_of
-from pipeline.tracking.publish import Changes, publish
+from pipeline.tracking.publish import Publication, publish
 from pipeline.tracking.server import views
 from pipeline.tracking.store import STORE, locked_store
 from stages.track import marker
@@ -22,7 +22,7 @@ from tests.tracking.example import ONE, POINTS, TWO, content, paper, publish_all
 
 
 def test_a_published_run_carries_what_a_reader_looks_for(root: Path) -> None:
-    assert publish_all(root, two_cohorts()) == Changes(3, 0, 0)
+    assert publish_all(root, two_cohorts()) == Publication(3, 0, 0)
     with locked_store(root) as client:
         names = [experiment.name for experiment in client.search_experiments()]
     assert names == ["quick/mnist"]
@@ -53,7 +53,7 @@ def test_a_published_run_carries_what_a_reader_looks_for(root: Path) -> None:
 def test_publishing_twice_changes_nothing(root: Path) -> None:
     publish_all(root, two_cohorts())
     before = content(root)
-    assert publish_all(root, two_cohorts()) == Changes(0, 3, 0)
+    assert publish_all(root, two_cohorts()) == Publication(0, 3, 0)
     assert content(root) == before
     assert len(before) == len(stored_runs(root))
     assert len(before[f"{TWO}/iwae-M1-K5-s0"][4]["train/elbo"]) == POINTS
@@ -67,7 +67,7 @@ def test_a_changed_digest_evaluation_or_published_number_replaces_the_run(root: 
         second,
         replace(third, evaluation={"digest": "e1"}, metrics={**third.metrics, "nll": 85.0}),
     ]
-    assert publish_all(root, results, lambda result: 80.0 if result.spec.K == 50 else None) == Changes(3, 0, 3)
+    assert publish_all(root, results, lambda result: 80.0 if result.spec.K == 50 else None) == Publication(3, 0, 3)
     seen = content(root)
     assert len(stored_runs(root)) == 3
     assert seen[first.cell][2]["digest"] == "d1"
@@ -79,14 +79,14 @@ def test_waypoints_are_curves_and_a_run_under_way_is_replaced_when_it_is_deeper(
     first = two_cohorts()[0]
     early = Waypoint(50, 1.0, "finished", {}, {"nll": 120.0, "active_units_1": 30.0}, {})
     under_way = replace(first, spec=replace(first.spec, max_steps=100), waypoints=(early,), planned_steps=200)
-    assert publish_all(root, [under_way], lambda result: None) == Changes(1, 0, 0)
+    assert publish_all(root, [under_way], lambda result: None) == Publication(1, 0, 0)
     name, _, tags, _, history, _, _ = content(root)[first.cell]
     assert name.endswith("2 epochs")
     assert tags["status"] == "under way"
     assert [(step, value) for step, _, value in history["waypoint/nll"]] == [(50, 120.0), (100, 86.5)]
     assert [value for *_, value in history["waypoint/active_units"]] == [30.0, 19.0]
     middle = replace(early, steps=100, epochs=2.0, metrics={"nll": 90.0})
-    assert publish_all(root, [replace(first, waypoints=(early, middle))], lambda result: None) == Changes(1, 0, 1)
+    assert publish_all(root, [replace(first, waypoints=(early, middle))], lambda result: None) == Publication(1, 0, 1)
     history = content(root)[first.cell][4]
     assert [(step, value) for step, _, value in history["waypoint/nll"]] == [(50, 120.0), (100, 90.0), (200, 86.5)]
 
@@ -94,7 +94,7 @@ def test_waypoints_are_curves_and_a_run_under_way_is_replaced_when_it_is_deeper(
 def test_a_run_that_left_the_results_is_deleted(root: Path) -> None:
     publish_all(root, two_cohorts())
     in_grid = {result.cell for result in two_cohorts()}
-    assert publish(root, two_cohorts()[1:], paper, in_grid) == Changes(0, 2, 1)
+    assert publish(root, two_cohorts()[1:], paper, in_grid) == Publication(0, 2, 1)
     assert set(content(root)) == {result.cell for result in two_cohorts()[1:]}
 
 
@@ -102,7 +102,7 @@ def test_a_run_whose_artifacts_are_gone_is_published_again(root: Path) -> None:
     publish_all(root, two_cohorts())
     before = content(root)
     shutil.rmtree(root / STORE / "artifacts")
-    assert publish_all(root, two_cohorts()) == Changes(3, 0, 3)
+    assert publish_all(root, two_cohorts()) == Publication(3, 0, 3)
     assert content(root) == before
     # Nothing is left of the runs that were replaced.
     assert len(list((root / STORE / "artifacts").rglob("result.json"))) == 3
@@ -122,7 +122,7 @@ def test_a_run_of_which_a_file_is_gone_or_damaged_is_published_again(name: str, 
         path.mkdir()
     elif damage != "gone":
         path.write_bytes(b"" if damage == "empty" else raw[:-1] + bytes([raw[-1] ^ 1]))
-    assert publish_all(root, two_cohorts()) == Changes(1, 2, 1)
+    assert publish_all(root, two_cohorts()) == Publication(1, 2, 1)
     assert content(root) == before
     # Nothing is left of the run that was replaced.
     assert len([path for path in (root / STORE / "artifacts").rglob("artifacts") if path.is_dir()]) == 3
@@ -133,7 +133,7 @@ def test_a_file_that_somebody_added_to_a_run_stays(root: Path) -> None:
     publish_all(root, two_cohorts())
     path = next((root / STORE / "artifacts").rglob("result.json")).with_name("note.txt")
     path.write_text("mine")
-    assert publish_all(root, two_cohorts()) == Changes(0, 3, 0)
+    assert publish_all(root, two_cohorts()) == Publication(0, 3, 0)
     assert path.exists()
 
 
@@ -144,7 +144,7 @@ def test_a_run_of_somebody_elses_is_left_alone(root: Path) -> None:
         (experiment,) = client.search_experiments()
         client.create_run(experiment.experiment_id, tags={"scale": "quick"}, run_name="mine")
         client.create_run(experiment.experiment_id, tags={"scale": "quick", "schedule": "4 epochs"}, run_name="mine")
-    assert publish_all(root, two_cohorts()) == Changes(0, 3, 0)
+    assert publish_all(root, two_cohorts()) == Publication(0, 3, 0)
     assert [run.info.run_name for run in stored_runs(root)].count("mine") == 2
     with locked_store(root) as client:
         assert [view.runs for view in views(client)] == [3]
@@ -167,7 +167,7 @@ def test_a_deleted_store_is_restored(root: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", code, str(root), str(results)], capture_output=True, text=True, check=False
     )
-    assert (done.stdout.strip(), done.stderr) == (str(Changes(3, 0, 0)), "")
+    assert (done.stdout.strip(), done.stderr) == (str(Publication(3, 0, 0)), "")
     # MLflow keeps a deleted database open; a copy is read afresh.
     shutil.copytree(root / STORE, root / "copy" / STORE)
     assert content(root / "copy") == before
@@ -182,19 +182,19 @@ def test_an_interrupted_publication_is_done_again(root: Path, monkeypatch: pytes
         with pytest.raises(KeyboardInterrupt):
             publish_all(root, two_cohorts())
     assert len(stored_runs(root)) == 1
-    assert publish_all(root, two_cohorts()) == Changes(3, 0, 0)
+    assert publish_all(root, two_cohorts()) == Publication(3, 0, 0)
     assert len(stored_runs(root)) == 3
 
 
 def test_a_diverged_run_is_marked_as_failed(root: Path) -> None:
     diverged = replace(two_cohorts()[0], status="diverged at step 40", metrics={}, evaluation={})
     diverged.arrays["history/bound"][3:] = np.nan
-    assert publish_all(root, [diverged]) == Changes(1, 0, 0)
+    assert publish_all(root, [diverged]) == Publication(1, 0, 0)
     (run,) = stored_runs(root)
     assert run.info.status == "FAILED"
     assert run.data.tags["status"] == "diverged at step 40"
     assert len(content(root)[diverged.cell][4]["train/bound"]) == 3
-    assert publish_all(root, [diverged]) == Changes(0, 1, 0)
+    assert publish_all(root, [diverged]) == Publication(0, 1, 0)
 
 
 def test_the_marker_depends_on_cells_and_digests_alone(tmp_path: Path) -> None:

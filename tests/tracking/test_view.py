@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.tracking.publish import Changes
+from pipeline.tracking.publish import Publication
 from pipeline.tracking.store import VIEW_TAG, locked_store
 from pipeline.tracking.view import view_key
 from tests.tracking.example import ONE, content, publish_all, two_cohorts
@@ -64,7 +64,7 @@ def test_a_store_of_an_earlier_version_gets_todays_views(root: Path) -> None:
     with locked_store(root) as client:
         (experiment,) = client.search_experiments()
         client.set_experiment_tag(experiment.experiment_id, f"{VIEW_TAG}4-epochs", "old")
-    assert publish_all(root, two_cohorts()) == Changes(0, 3, 0)
+    assert publish_all(root, two_cohorts()) == Publication(0, 3, 0)
     with locked_store(root) as client:
         assert client.get_experiment(experiment.experiment_id).tags == experiment.tags
 
