@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 
 from pipeline.experiments.names import CellName, CohortKey
-from pipeline.experiments.schedule import learning_rate
+from pipeline.experiments.schedule import burda_schedule, learning_rate
 from pipeline.experiments.spec import BATCH_SIZE, RunSpec
 from pipeline.records.metrics import METRIC_TABLE, value_of
 from pipeline.records.results import RunResult
@@ -181,10 +181,12 @@ def _meanings() -> str:
 
 def description(scale: str, dataset: str) -> str:
     """What the page of one MLflow experiment says on top, in Markdown; its first line also stands in their list."""
+    full = sum(stage.epochs for stage in burda_schedule(rounded=True))
     return (
         f"{dataset} at scale {scale}: runs of Burda et al. (2016) and Rainforth et al. (2018).\n"
         f"\n{_meanings()}\n"
-        "- `paper/nll`: the published value, `paper/delta`: ours minus the paper's\n"
+        "- `paper/nll`: the published value, `paper/delta`: ours minus the paper's, which compares only after the "
+        f"papers' {full} epochs\n"
         "- `train/*`: averages per image over training, in nats\n"
         "- `waypoint/*`: NLL and active units at the ends of the schedule's stages\n"
         "- `beta`: weight of the VAE's bound: 1 for VAE, 0 for IWAE, MIWAE and PIWAE, between for CIWAE\n\n"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pipeline.experiments.spec import Stage
-from pipeline.tracking.labels import final_metrics, run_params, run_title, schedule
+from pipeline.tracking.labels import description, final_metrics, run_params, run_title, schedule
 from tests.tracking.example import make_spec, two_cohorts
 
 
@@ -86,3 +86,9 @@ def test_params_have_what_one_filters_by() -> None:
     params = run_params(make_spec("a", "iwae", 1, 5, latent=(100, 50)))
     expected = {"batch_size": "20", "latent": "100+50", "hidden": "200+100", "adam_beta1": "0.99", "gradient": "sum"}
     assert {name: params[name] for name in expected} == expected
+
+
+def test_the_experiments_note_says_which_runs_compare_with_the_paper() -> None:
+    assert "`paper/delta`: ours minus the paper's, which compares only after the papers' 3280 epochs" in description(
+        "overnight", "mnist"
+    )
