@@ -247,7 +247,8 @@ def test_on_paper_no_picture_is_blown_up(browser: Any, report: Path) -> None:
 # Points of the smallest letters of each picture, by how its viewBox, whose unit is a point, is scaled.
 PRINTED = """() => [...document.querySelectorAll('.picture svg[style]')].map((svg) => Math.min(
   ...[...svg.querySelectorAll('text')].map((text) => parseFloat(getComputedStyle(text).fontSize))) *
-  svg.getBoundingClientRect().width / svg.viewBox.baseVal.width * 0.75)"""
+  Math.min(...['width', 'height'].map((side) => svg.getBoundingClientRect()[side] / svg.viewBox.baseVal[side])) *
+  0.75)"""
 A4_ON_ITS_SIDE = {"width": 1047, "height": 718}
 """CSS pixels within margins of a centimetre."""
 
